@@ -1,0 +1,1 @@
+"""Words and errors that every layer shares; standard library only."""

@@ -1,0 +1,13 @@
+"""The nearest right name for a wrong one: every message about a name ends with it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A tail for a message: `; did you mean 'x'?`, or the list of what is known."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names[:20])}" if names else ""

@@ -1,0 +1,1 @@
+"""The control plane: pure, synchronous, single-threaded. Events in, decisions out."""

@@ -1,0 +1,86 @@
+"""What must hold between any two steps. Run after every step in tests and simulation."""
+
+from math import isclose
+
+from flowmesh.core.records import StepStatus, TaskStatus
+from flowmesh.core.state import State
+
+
+def check(state: State) -> None:
+    """Raises AssertionError, naming the record, where an invariant is broken."""
+    _tasks(state)
+    _leases(state)
+    _steps(state)
+    _pool(state)
+    assert not state.failing
+
+
+def _tasks(state: State) -> None:
+    for task in state.tasks.values():
+        queues = (
+            state.ready[task.spec.batch_key].queues if task.spec.batch_key in state.ready else {}
+        )
+        filed = task.id in queues.get(task.tenant, {}).get(task.priority, {})
+        assert filed == (task.status is TaskStatus.READY), task
+        delayed = task.id in state.delayed.get(task.due_ms, {})
+        assert delayed == (task.status is TaskStatus.DELAYED), task
+        assert (task.lease is not None) == (task.status is TaskStatus.LEASED), task
+        if task.lease is not None:
+            assert task.id in state.lease_left[task.lease], task
+        assert (task.id in state.done_ms) == (task.status is TaskStatus.SUCCEEDED), task
+        if task.status is not TaskStatus.SUCCEEDED:
+            assert task.owner in state.wants[task.id], task
+            runs = [state.runs[state.steps[step].run] for step in state.wants[task.id]]
+            assert task.priority == max(run.priority for run in runs), task
+        assert 1 <= task.batch_limit <= task.spec.max_batch, task
+
+
+def _leases(state: State) -> None:
+    assert state.leases.keys() == state.lease_left.keys()
+    for lease in state.leases.values():
+        assert lease.id in state.workers[lease.worker].leases, lease
+        assert state.lease_left[lease.id], lease
+        for task_id in state.lease_left[lease.id]:
+            assert state.tasks[task_id].lease == lease.id, lease
+    for worker in state.workers.values():
+        assert len(worker.leases) <= worker.slots, worker
+        assert all(lease in state.leases for lease in worker.leases), worker
+        assert (worker.id in state.idle) == (len(worker.leases) < worker.slots), worker
+    assert all(worker_id in state.workers for worker_id in state.idle)
+
+
+def _steps(state: State) -> None:
+    for task_id, steps in state.wants.items():
+        assert steps, task_id
+        assert all(task_id in state.tasks_of[step] for step in steps), task_id
+    for step in state.steps.values():
+        waits = state.tasks_of.get(step.id, {})
+        assert len(waits) == step.pending, step
+        assert all(step.id in state.wants[task_id] for task_id in waits), step
+        assert (step.pending > 0) == (step.status is StepStatus.RUNNING), step
+        busy = step.status in (StepStatus.EXPANDING, StepStatus.ASSEMBLING)
+        assert (step.id in state.todo) == busy, step
+        assert step.run in state.runs, step
+        assert (step.missing > 0) == (step.status is StepStatus.WAITING), step
+    for run in state.runs.values():
+        settled = (StepStatus.SUCCEEDED, StepStatus.SKIPPED)
+        open_steps = sum(state.steps[step].status not in settled for step in run.steps)
+        assert run.open_steps == open_steps > 0, run
+    for tenant in state.tenants.values():
+        open_runs = sum(run.tenant == tenant.id for run in state.runs.values())
+        assert tenant.open_runs == open_runs, tenant
+
+
+def _pool(state: State) -> None:
+    for key in state.ready.values():
+        filed = [
+            state.tasks[task_id]
+            for by_priority in key.queues.values()
+            for queue in by_priority.values()
+            for task_id in queue
+        ]
+        assert key.count == len(filed) > 0, key
+        assert isclose(key.work, sum(t.spec.work for t in filed), abs_tol=1e-6), key
+        assert all(queue for queues in key.queues.values() for queue in queues.values()), key
+    for due_ms, tasks in state.delayed.items():
+        assert tasks, due_ms

@@ -1,0 +1,107 @@
+"""Facts that reach the core. Each carries the time it was seen.
+
+New fields need defaults, and none is ever renamed or given a new meaning: old journals replay.
+"""
+
+from dataclasses import dataclass
+
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
+from flowmesh.core.records import Failure, Run, Step, TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RunSubmitted:
+    """A run was accepted. `steps` are in topological order, all WAITING."""
+
+    at_ms: int
+    run: Run
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepExpanded:
+    """A step's items are known.
+
+    Attributes:
+        items: rows times samples.
+        found: distinct tasks whose results the action cache holds.
+        wanted: the other distinct tasks.
+        rows_failed: items that could not be made (a template that failed on its row).
+        skipped: a condition said no, or nothing is left to work on.
+        error: expansion is impossible; the step fails with this message.
+        saved_usd: what the results found had cost when they were made.
+    """
+
+    at_ms: int
+    step: StepId
+    items: int = 0
+    found: int = 0
+    wanted: tuple[TaskSpec, ...] = ()
+    rows_failed: int = 0
+    skipped: bool = False
+    error: str = ""
+    saved_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepAssembled:
+    """A step's outputs are in the store; `error` if they could not be made."""
+
+    at_ms: int
+    step: StepId
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """How one task of a lease ended.
+
+    `output` is opaque here: the driver's projection keeps it. `seconds` is what this task
+    took of its worker's time.
+    """
+
+    lease: LeaseId
+    task: TaskId
+    failure: Failure | None = None
+    output: str = ""
+    message: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSynced:
+    """A worker's whole state: what it is and what it has finished. `leaving`: it goes now."""
+
+    at_ms: int
+    worker: WorkerId
+    runtimes: tuple[str, ...]
+    slots: int
+    usd_per_hour: float
+    warm: tuple[str, ...] = ()
+    results: tuple[TaskResult, ...] = ()
+    leaving: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled:
+    at_ms: int
+    run: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: sent at `ControlPlane.next_deadline_ms`."""
+
+    at_ms: int
+
+
+Event = RunSubmitted | StepExpanded | StepAssembled | WorkerSynced | RunCancelled | Tick
+EVENTS: tuple[type, ...] = (
+    RunSubmitted,
+    StepExpanded,
+    StepAssembled,
+    WorkerSynced,
+    RunCancelled,
+    Tick,
+)

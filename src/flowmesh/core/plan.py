@@ -1,0 +1,113 @@
+"""The policy: what to do next. Reads the state, changes nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flowmesh.base.ids import LeaseId, TaskId
+from flowmesh.core import estimate, pool
+from flowmesh.core.apply import VIRTUAL_USD_PER_S
+from flowmesh.core.decisions import GrantLease, LoseWorker
+from flowmesh.core.records import Worker
+from flowmesh.core.state import ReadyKey, State
+from flowmesh.core.utility import Option, Score, Weights, importance, score
+
+#: A worker that is silent for so long is lost.
+LEASE_MS = 15_000
+#: How long a task waits for another worker than the one it failed on.
+AVOID_MS = 5_000
+
+
+def expire(state: State) -> Iterator[LoseWorker]:
+    for worker in state.workers.values():
+        if state.now_ms - worker.heard_ms >= LEASE_MS:
+            yield LoseWorker(state.now_ms, worker.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    worker: Worker
+    batch_key: str
+    score: Score
+
+    def rank(self) -> tuple[float, str, str]:
+        """Total first; ids after it, so that equal scores give one answer everywhere."""
+        return (self.score.total, self.worker.id, self.batch_key)
+
+
+def place(state: State, weights: Weights) -> GrantLease | None:
+    """Choose the best batch and worker, or None where nothing fits.
+
+    Keys are compared by their totals, so no task is looked at before its key has won.
+    """
+    for best in sorted(_candidates(state, weights), key=Candidate.rank, reverse=True):
+        tasks = batch(state, best.worker, best.batch_key)
+        if tasks:
+            option = option_of(state, best.worker, best.batch_key, tasks)
+            return GrantLease(
+                at_ms=state.now_ms,
+                lease=LeaseId(state.next_lease),
+                worker=best.worker.id,
+                batch_key=best.batch_key,
+                tasks=tasks,
+                score=score(option, weights),
+            )
+    return None
+
+
+def _candidates(state: State, weights: Weights) -> Iterator[Candidate]:
+    for worker_id in state.idle:
+        worker = state.workers[worker_id]
+        for batch_key, key in state.ready.items():
+            if key.runtime in worker.runtimes:
+                option = _outline(state, worker, batch_key, key)
+                yield Candidate(worker, batch_key, score(option, weights))
+
+
+def _outline(state: State, worker: Worker, batch_key: str, key: ReadyKey) -> Option:
+    """What a batch of this key would be like, from the key's totals and the heads of its queues."""
+    heads = tuple(pool.heads(key))
+    first = state.tasks[heads[0]]
+    size = min(key.count, first.batch_limit)
+    sample = option_of(state, worker, batch_key, heads)
+    unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
+    return Option(
+        work_s=size * key.work / key.count * unit_s,
+        importance=sample.importance,
+        start_s=sample.start_s,
+        wait_s=sample.wait_s,
+        usd_per_hour=worker.usd_per_hour,
+    )
+
+
+def option_of(state: State, worker: Worker, batch_key: str, tasks: tuple[TaskId, ...]) -> Option:
+    """The option of running exactly these tasks on this worker."""
+    unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
+    chosen = [state.tasks[task_id] for task_id in tasks]
+    weight = sum(importance(state.tenants[t.tenant].weight, t.priority) for t in chosen)
+    return Option(
+        work_s=sum(task.spec.work for task in chosen) * unit_s,
+        importance=weight / len(chosen),
+        start_s=estimate.start_s(warm=batch_key in worker.warm),
+        wait_s=(state.now_ms - min(task.since_ms for task in chosen)) / 1000,
+        usd_per_hour=worker.usd_per_hour,
+    )
+
+
+def batch(state: State, worker: Worker, batch_key: str) -> tuple[TaskId, ...]:
+    """The tasks of one batch, in fair order, as many as each of them allows."""
+    key = state.ready[batch_key]
+    unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
+    others = any(
+        other.id != worker.id and key.runtime in other.runtimes for other in state.workers.values()
+    )
+    picked: list[TaskId] = []
+    limit: int | None = None
+    for task_id in pool.in_fair_order(state, key, unit_s * VIRTUAL_USD_PER_S):
+        task = state.tasks[task_id]
+        if others and task.avoid == worker.id and state.now_ms < task.due_ms + AVOID_MS:
+            continue
+        limit = task.batch_limit if limit is None else min(limit, task.batch_limit)
+        if len(picked) >= limit:
+            break
+        picked.append(task_id)
+    return tuple(picked)

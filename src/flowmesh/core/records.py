@@ -1,0 +1,191 @@
+"""What the control plane knows: frozen records, replaced and never edited.
+
+The states and who may move them are drawn in `docs/lifecycle.md`, from `transitions.py`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
+
+
+class RunStatus(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepStatus(StrEnum):
+    WAITING = "waiting"  #: for the steps before it
+    EXPANDING = "expanding"  #: the driver makes its items
+    RUNNING = "running"  #: tasks are wanted
+    ASSEMBLING = "assembling"  #: the driver makes its outputs
+    SUCCEEDED = "succeeded"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class TaskStatus(StrEnum):
+    READY = "ready"
+    DELAYED = "delayed"  #: ready again at `due_ms`
+    LEASED = "leased"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class OnError(StrEnum):
+    """What a failed row does to its step."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+    QUARANTINE = "quarantine"
+
+
+class Failure(StrEnum):
+    """Why an attempt failed; `retry.py` says what follows."""
+
+    INPUT = "input"
+    TRANSIENT = "transient"
+    MEMORY = "memory"
+    INTERNAL = "internal"
+    CRASH = "crash"
+    LOST = "lost"  #: the worker fell silent or was taken away
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One submission. `open_steps` counts those not yet settled."""
+
+    id: RunId
+    tenant: TenantId
+    priority: int
+    steps: tuple[StepId, ...]
+    submitted_ms: int
+    weight: float = 1.0
+    open_steps: int = 0
+    status: RunStatus = RunStatus.RUNNING
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node of one run.
+
+    Attributes:
+        upstream: steps that must settle before this one is expanded.
+        missing: how many of them have not.
+        items: rows times samples.
+        pending: distinct tasks that have not settled.
+        executed, reused, joined, failed: distinct tasks by how they came to their end,
+            see `wire.TaskCounts`.
+    """
+
+    id: StepId
+    run: RunId
+    upstream: tuple[StepId, ...]
+    on_error: OnError = OnError.FAIL
+    status: StepStatus = StepStatus.WAITING
+    missing: int = 0
+    items: int = 0
+    pending: int = 0
+    executed: int = 0
+    reused: int = 0
+    joined: int = 0
+    failed: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """A task as expansion describes it.
+
+    Attributes:
+        work: estimated work, in units whose cost is learnt by batch key.
+        max_batch: most tasks of one lease.
+        pack, line: where its action document is: a blob of JSON lines.
+        pure: a late result, from a lease that has ended, still counts.
+    """
+
+    id: TaskId
+    batch_key: str
+    runtime: str
+    work: float
+    max_batch: int
+    pack: str
+    line: int
+    pure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A piece of work named by its fingerprint, which is its id; shared by all who want it.
+
+    Attributes:
+        tenant, priority: the queue of the ready pool that it is filed in.
+        owner: the step that asked first, or after that one left, the next.
+        batch_limit: most tasks it may run with; falls when a batch fails as a whole.
+        attempts, crashes, losses: failures so far, each with a limit of its own.
+        avoid: the worker it failed on last; another is preferred.
+    """
+
+    spec: TaskSpec
+    tenant: TenantId
+    priority: int
+    owner: StepId
+    since_ms: int
+    batch_limit: int
+    status: TaskStatus = TaskStatus.READY
+    lease: LeaseId | None = None
+    attempts: int = 0
+    crashes: int = 0
+    losses: int = 0
+    due_ms: int = 0
+    avoid: WorkerId | None = None
+
+    @property
+    def id(self) -> TaskId:
+        return self.spec.id
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one worker to run a batch, for as long as the worker is heard of."""
+
+    id: LeaseId
+    worker: WorkerId
+    batch_key: str
+    tasks: tuple[TaskId, ...]
+    granted_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker as it last described itself. `warm` are batch keys whose engine is loaded."""
+
+    id: WorkerId
+    runtimes: tuple[str, ...]
+    slots: int
+    usd_per_hour: float
+    warm: tuple[str, ...]
+    heard_ms: int
+    leases: tuple[LeaseId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """`virtual_usd`: dollars of work received, divided by weight; the least is served next."""
+
+    id: TenantId
+    weight: float = 1.0
+    virtual_usd: float = 0.0
+    open_runs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a batch key's work costs, learnt from results; see `estimate.py`."""
+
+    unit_s: float
+    seen: int

@@ -1,0 +1,107 @@
+"""All control-plane state. Only `apply` and what it calls may change it.
+
+Plain dicts only: their order is insertion order, so every iteration is deterministic.
+"""
+
+from dataclasses import dataclass, field
+
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.core.events import TaskResult
+from flowmesh.core.records import Estimate, Lease, Run, Step, Task, Tenant, Worker
+
+
+@dataclass(slots=True)
+class ReadyKey:
+    """The ready tasks of one batch key, by tenant and priority, oldest first."""
+
+    runtime: str
+    count: int = 0
+    work: float = 0.0
+    queues: dict[TenantId, dict[int, dict[TaskId, None]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A result that counted, the runs it was for, and what it cost."""
+
+    result: TaskResult
+    spec_pack: str
+    spec_line: int
+    batch_key: str
+    worker: WorkerId
+    runs: tuple[RunId, ...]
+    steps: tuple[StepId, ...]
+    usd: float
+    final: bool
+
+
+@dataclass(slots=True)
+class Changes:
+    """What `apply` changed since it was last drained: the read models are made from it."""
+
+    runs: dict[RunId, Run] = field(default_factory=dict)
+    steps: dict[StepId, Step] = field(default_factory=dict)
+    granted: list[tuple[Lease, tuple[RunId, ...]]] = field(default_factory=list)
+    ended: list[tuple[Lease, str]] = field(default_factory=list)
+    accepted: list[Accepted] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything the control plane knows of unsettled work.
+
+    Attributes:
+        dependents: steps that wait for a step.
+        todo: steps that the driver must expand or assemble.
+        wants: who waits for a task; a task that nobody wants is dropped.
+        tasks_of: the unsettled tasks that a step waits for.
+        ready: the ready pool, by batch key.
+        delayed: tasks that back off, by the time at which they are due.
+        lease_left: tasks of a lease that have not ended.
+        idle: workers with a free slot.
+        failing: steps that a failed task fails; empty between records.
+        done_ms: when a task in memory succeeded; it is kept for `RETAIN_MS`, so that an
+            expansion that looked the action cache up just before still finds it.
+        settled_ms: when a run settled; kept for `RETAIN_MS`, so that a repeated
+            submission is known.
+    """
+
+    now_ms: int = 0
+    next_lease: int = 1
+    runs: dict[RunId, Run] = field(default_factory=dict)
+    steps: dict[StepId, Step] = field(default_factory=dict)
+    dependents: dict[StepId, dict[StepId, None]] = field(default_factory=dict)
+    todo: dict[StepId, None] = field(default_factory=dict)
+    tasks: dict[TaskId, Task] = field(default_factory=dict)
+    wants: dict[TaskId, dict[StepId, None]] = field(default_factory=dict)
+    tasks_of: dict[StepId, dict[TaskId, None]] = field(default_factory=dict)
+    ready: dict[str, ReadyKey] = field(default_factory=dict)
+    delayed: dict[int, dict[TaskId, None]] = field(default_factory=dict)
+    leases: dict[LeaseId, Lease] = field(default_factory=dict)
+    lease_left: dict[LeaseId, dict[TaskId, None]] = field(default_factory=dict)
+    workers: dict[WorkerId, Worker] = field(default_factory=dict)
+    idle: dict[WorkerId, None] = field(default_factory=dict)
+    failing: dict[StepId, None] = field(default_factory=dict)
+    tenants: dict[TenantId, Tenant] = field(default_factory=dict)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    done_ms: dict[TaskId, int] = field(default_factory=dict)
+    settled_ms: dict[RunId, int] = field(default_factory=dict)
+    changes: Changes = field(default_factory=Changes, compare=False)
+
+    def drain(self) -> Changes:
+        """Hand over what has changed, and start anew."""
+        drained, self.changes = self.changes, Changes()
+        return drained
+
+    def put_run(self, run: Run) -> None:
+        self.runs[run.id] = self.changes.runs[run.id] = run
+
+    def put_step(self, step: Step) -> None:
+        self.steps[step.id] = self.changes.steps[step.id] = step
+
+    def put_worker(self, worker: Worker) -> None:
+        self.workers[worker.id] = worker
+        if len(worker.leases) < worker.slots:
+            self.idle[worker.id] = None
+        else:
+            self.idle.pop(worker.id, None)

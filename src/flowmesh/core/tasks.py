@@ -1,0 +1,250 @@
+"""The law of tasks: wanted, ready, leased, settled, dropped. Called by `apply` alone.
+
+| from    | to        | when                                             |
+| ------- | --------- | ------------------------------------------------ |
+| (none)  | READY     | a step wants it and no live task has its id      |
+| READY   | LEASED    | a lease is granted                               |
+| LEASED  | SUCCEEDED | a result counts                                  |
+| READY   | SUCCEEDED | a late result of a pure task counts              |
+| DELAYED | SUCCEEDED | the same                                         |
+| LEASED  | READY     | the attempt failed, or the lease ended, no delay |
+| LEASED  | DELAYED   | the same, with a back-off                        |
+| DELAYED | READY     | it is due                                        |
+| LEASED  | FAILED    | a limit of `retry.py` is reached                 |
+| any     | (dropped) | FAILED, wanted by nobody, or done for RETAIN_MS  |
+"""
+
+from dataclasses import replace
+
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
+from flowmesh.core import pool, retry
+from flowmesh.core.events import TaskResult
+from flowmesh.core.records import Failure, OnError, Step, StepStatus, Task, TaskSpec, TaskStatus
+from flowmesh.core.state import Accepted, State
+
+RETAIN_MS = 120_000
+#: Back-offs end on whole multiples of this, so that few distinct times are kept.
+DUE_GRAIN_MS = 100
+
+
+def want(state: State, step_id: StepId, spec: TaskSpec) -> bool:
+    """Make `step_id` wait for a task: join it if it is in flight, else make it ready.
+
+    False if the task has succeeded already: there is nothing to wait for.
+    """
+    task = state.tasks.get(spec.id)
+    if task is not None and task.status is TaskStatus.SUCCEEDED:
+        return False
+    state.wants.setdefault(spec.id, {})[step_id] = None
+    state.tasks_of.setdefault(step_id, {})[spec.id] = None
+    if task is not None:
+        _refile(state, task)
+        return True
+    run = state.runs[state.steps[step_id].run]
+    task = Task(
+        spec,
+        tenant=run.tenant,
+        priority=run.priority,
+        owner=step_id,
+        since_ms=state.now_ms,
+        batch_limit=spec.max_batch,
+    )
+    state.tasks[task.id] = task
+    pool.file(state, task)
+    return True
+
+
+def unwant(state: State, step_id: StepId) -> None:
+    """`step_id` waits no longer. Tasks that nobody else wants are dropped, and stopped."""
+    for task_id in state.tasks_of.pop(step_id, {}):
+        del state.wants[task_id][step_id]
+        task = state.tasks[task_id]
+        if not state.wants[task_id]:
+            _drop(state, task)
+            continue
+        if task.owner == step_id:
+            task = state.tasks[task_id] = replace(task, owner=next(iter(state.wants[task_id])))
+        _refile(state, task)
+
+
+def _refile(state: State, task: Task) -> None:
+    """Queue a task under the run that wants it most: the highest priority, then the first."""
+    runs = [state.runs[state.steps[step].run] for step in state.wants[task.id]]
+    best = max(runs, key=lambda run: run.priority)
+    if (best.tenant, best.priority) == (task.tenant, task.priority):
+        return
+    moved = replace(task, tenant=best.tenant, priority=best.priority)
+    if task.status is TaskStatus.READY:
+        pool.withdraw(state, task)
+        pool.file(state, moved)
+    state.tasks[task.id] = moved
+
+
+def _drop(state: State, task: Task) -> None:
+    _leave_place(state, task)
+    del state.tasks[task.id]
+    state.wants.pop(task.id, None)
+    if task.lease is not None:
+        leave_lease(state, task.lease, task.id, "nobody wants its tasks")
+
+
+def _leave_place(state: State, task: Task) -> None:
+    if task.status is TaskStatus.READY:
+        pool.withdraw(state, task)
+    elif task.status is TaskStatus.DELAYED:
+        del state.delayed[task.due_ms][task.id]
+        if not state.delayed[task.due_ms]:
+            del state.delayed[task.due_ms]
+
+
+def leased(state: State, task_id: TaskId, lease: LeaseId) -> None:
+    task = state.tasks[task_id]
+    assert task.status is TaskStatus.READY, task
+    pool.withdraw(state, task)
+    state.tasks[task_id] = replace(task, status=TaskStatus.LEASED, lease=lease)
+
+
+def leave_lease(state: State, lease_id: LeaseId, task_id: TaskId, reason: str) -> None:
+    """A task's part in a lease is over; with the last one the lease is."""
+    left = state.lease_left[lease_id]
+    del left[task_id]
+    if left:
+        return
+    del state.lease_left[lease_id]
+    lease = state.leases.pop(lease_id)
+    state.changes.ended.append((lease, reason))
+    worker = state.workers[lease.worker]
+    held = tuple(other for other in worker.leases if other != lease_id)
+    state.put_worker(replace(worker, leases=held))
+
+
+def reported(state: State, result: TaskResult, worker_id: WorkerId) -> None:
+    """A worker says how a task ended. Only the lease that holds it may fail it.
+
+    A success from a lease that has ended is still a right answer for a pure task.
+    """
+    task = state.tasks.get(result.task)
+    if task is None or task.status is TaskStatus.SUCCEEDED:
+        return
+    lease = state.leases.get(result.lease)
+    current = lease is not None and task.lease == lease.id and lease.worker == worker_id
+    if result.failure is None and (current or task.spec.pure):
+        _succeeded(state, task, result, worker_id)
+    elif result.failure is not None and current:
+        assert lease is not None
+        verdict = retry.after(task, result.failure, len(lease.tasks))
+        _accept(state, task, result, worker_id, final=verdict.fails)
+        _attempt_failed(state, verdict, worker_id, result.message)
+
+
+def _accept(
+    state: State, task: Task, result: TaskResult, worker_id: WorkerId, *, final: bool
+) -> None:
+    worker = state.workers[worker_id]
+    steps = tuple(state.wants[task.id])
+    state.changes.accepted.append(
+        Accepted(
+            result=result,
+            spec_pack=task.spec.pack,
+            spec_line=task.spec.line,
+            batch_key=task.spec.batch_key,
+            worker=worker_id,
+            runs=waiting_runs(state, task.id),
+            steps=steps,
+            usd=result.seconds * worker.usd_per_hour / 3600,
+            final=final,
+        )
+    )
+
+
+def waiting_runs(state: State, task_id: TaskId) -> tuple[RunId, ...]:
+    """The distinct runs that wait for a task, in the order in which they asked."""
+    return tuple(dict.fromkeys(state.steps[step].run for step in state.wants[task_id]))
+
+
+def _succeeded(state: State, task: Task, result: TaskResult, worker_id: WorkerId) -> None:
+    _accept(state, task, result, worker_id, final=True)
+    _leave_place(state, task)
+    lease, owner = task.lease, task.owner
+    state.tasks[task.id] = replace(task, status=TaskStatus.SUCCEEDED, lease=None)
+    state.done_ms[task.id] = state.now_ms
+    for step_id in state.wants.pop(task.id):
+        step = state.steps[step_id]
+        if step_id == owner:
+            step = replace(step, executed=step.executed + 1)
+        else:
+            step = replace(step, joined=step.joined + 1)
+        _one_less(state, step, task.id)
+    if lease is not None:
+        leave_lease(state, lease, task.id, "done")
+
+
+def _one_less(state: State, step: Step, task_id: TaskId) -> None:
+    """A step's task has settled; after the last one the driver assembles the step."""
+    step = replace(step, pending=step.pending - 1)
+    del state.tasks_of[step.id][task_id]
+    if step.pending == 0:
+        del state.tasks_of[step.id]
+        step = replace(step, status=StepStatus.ASSEMBLING)
+        state.todo[step.id] = None
+    state.put_step(step)
+
+
+def _attempt_failed(
+    state: State, verdict: retry.Verdict, worker_id: WorkerId | None, message: str
+) -> None:
+    """Give a leased task back, or fail it for good."""
+    task = verdict.task
+    assert task.status is TaskStatus.LEASED, task
+    lease = task.lease
+    assert lease is not None, task
+    if verdict.fails:
+        _failed(state, task, message)
+    else:
+        due_ms = -(-(state.now_ms + verdict.delay_ms) // DUE_GRAIN_MS) * DUE_GRAIN_MS
+        task = replace(task, lease=None, avoid=worker_id, due_ms=due_ms)
+        if verdict.delay_ms:
+            state.tasks[task.id] = replace(task, status=TaskStatus.DELAYED)
+            state.delayed.setdefault(due_ms, {})[task.id] = None
+        else:
+            state.tasks[task.id] = task = replace(task, status=TaskStatus.READY)
+            pool.file(state, task)
+    leave_lease(state, lease, task.id, "done")
+
+
+def _failed(state: State, task: Task, message: str) -> None:
+    """Tell every step that waits; a failure is never an answer for anyone later."""
+    del state.tasks[task.id]
+    for step_id in state.wants.pop(task.id):
+        step = replace(state.steps[step_id], failed=state.steps[step_id].failed + 1)
+        if step.on_error is OnError.FAIL:
+            step = replace(step, message=step.message or message)
+            state.failing[step_id] = None
+        _one_less(state, step, task.id)
+
+
+def lost(state: State, lease_id: LeaseId, *, counts: bool) -> None:
+    """A lease ends without results: its worker is gone. `counts`: it was not announced."""
+    lease = state.leases[lease_id]
+    for task_id in tuple(state.lease_left[lease_id]):
+        task = state.tasks[task_id]
+        if counts:
+            verdict = retry.after(task, Failure.LOST, len(lease.tasks))
+        else:
+            verdict = retry.Verdict(task, fails=False)
+        message = f"lost its worker {task.losses + 1} times"
+        _attempt_failed(state, verdict, lease.worker, message)
+
+
+def wake(state: State) -> None:
+    """Tasks whose back-off is over are ready again; results kept for long enough are dropped."""
+    for due_ms in [due_ms for due_ms in state.delayed if due_ms <= state.now_ms]:
+        for task_id in state.delayed.pop(due_ms):
+            task = replace(state.tasks[task_id], status=TaskStatus.READY)
+            state.tasks[task_id] = task
+            pool.file(state, task)
+    while state.done_ms:
+        task_id, done_ms = next(iter(state.done_ms.items()))
+        if state.now_ms - done_ms < RETAIN_MS:
+            break
+        del state.done_ms[task_id], state.tasks[task_id]

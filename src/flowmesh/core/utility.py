@@ -1,0 +1,74 @@
+"""The one utility function. Every placement, and every reason for it, is a Score."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Exchange rates into USD, so that the parts of a score may be added.
+
+    Attributes:
+        usd_per_busy_s: worth of a second of reference work to a tenant of weight 1.
+        patience_s: wait after which work is worth twice as much; it goes on rising.
+        floor_s: least duration divided by, so that tiny work does not have infinite rate.
+    """
+
+    usd_per_busy_s: float = 0.001
+    patience_s: float = 30.0
+    floor_s: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One batch on one worker, with everything the score depends on.
+
+    Attributes:
+        work_s: seconds the tasks would take, one after another, by estimate.
+        importance: mean over the tasks of tenant weight times the factor of run priority.
+        start_s: seconds before the first task runs: a fixed part, and the engine's load if cold.
+        wait_s: how long the oldest task has been ready.
+        usd_per_hour: price of the worker.
+    """
+
+    work_s: float
+    importance: float
+    start_s: float
+    wait_s: float
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Parts of a utility, in USD per second of worker time; `total` is what is compared."""
+
+    value: float
+    urgency: float
+    cost: float
+    start: float
+
+    @property
+    def total(self) -> float:
+        return self.value + self.urgency - self.cost - self.start
+
+
+def score(option: Option, weights: Weights) -> Score:
+    """Net value per second of running `option`; higher is better.
+
+    Batching pays because `start_s` is spread over more work. What the start takes away
+    is kept as a part of its own, so that it can be shown.
+    """
+    warm_s = max(option.work_s, weights.floor_s)
+    busy_s = warm_s + option.start_s
+    worth = weights.usd_per_busy_s * option.work_s * option.importance
+    urgent = worth * option.wait_s / weights.patience_s
+    return Score(
+        value=worth / warm_s,
+        urgency=urgent / warm_s,
+        cost=option.usd_per_hour / 3600,
+        start=(worth + urgent) * (1 / warm_s - 1 / busy_s),
+    )
+
+
+def importance(weight: float, priority: int) -> float:
+    """Of a task: the tenant's weight; every 10 points of run priority double it."""
+    return float(weight * 2 ** (priority / 10))

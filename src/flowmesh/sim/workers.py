@@ -1,0 +1,145 @@
+"""Made-up workers: they sync by state, run batches, crash, pause and leave."""
+
+from typing import TYPE_CHECKING
+
+from flowmesh.base.ids import LeaseId, TaskId, WorkerId
+from flowmesh.core.events import TaskResult, WorkerSynced
+from flowmesh.core.plan import LEASE_MS
+from flowmesh.core.records import Failure
+
+if TYPE_CHECKING:
+    from flowmesh.sim.world import World
+
+SYNC_MS = 5_000
+Desired = tuple[tuple[LeaseId, tuple[TaskId, ...]], ...]
+
+
+class SimWorker:
+    """A place where one worker process after another runs.
+
+    `running` holds the open tasks of each lease it works on; `reports` what it has
+    finished and the plane has not settled yet.
+    """
+
+    def __init__(self, world: "World", number: int) -> None:
+        self.world = world
+        self.number = number
+        self.generation = 0
+        self.units_per_s = world.rng.choice([0.2, 1.0, 8.0])
+        self.slots = world.rng.choice([1, 1, 2])
+        #: The first worker can do everything, so that no run waits for a runtime for ever.
+        offers = [("models", "tables"), ("models",), ("tables",)]
+        self.runtimes = offers[0] if number == 0 else world.rng.choice(offers)
+        self.lives = True
+        self.silent_until_ms = 0
+        self.warm: dict[str, None] = {}
+        self.running: dict[LeaseId, tuple[TaskId, ...]] = {}
+        self.reports: dict[tuple[LeaseId, TaskId], TaskResult] = {}
+        world.after(world.rng.randrange(10_000), self._beat)
+
+    @property
+    def id(self) -> WorkerId:
+        return WorkerId(f"w{self.number}.{self.generation}")
+
+    def heal(self, *, lives: bool) -> None:
+        """After the faults: go on or be gone. One that lives on can do everything."""
+        self.lives = lives
+        self.silent_until_ms = 0
+        self.runtimes = ("models", "tables")
+
+    def _beat(self) -> None:
+        world, faults = self.world, self.world.faults
+        if not self.lives:
+            return
+        if world.hit(faults.crash_worker):
+            self._replaced()
+        if world.hit(faults.pause_worker):
+            self.silent_until_ms = world.now_ms + world.rng.randint(1_000, 4 * LEASE_MS)
+        if world.hit(faults.leave_worker):
+            self._sync(leaving=True)
+            self._replaced()
+        self._sync()
+        world.after(SYNC_MS, self._beat)
+
+    def _replaced(self) -> None:
+        self.generation += 1
+        self.warm.clear()
+        self.running.clear()
+        self.reports.clear()
+
+    def _sync(self, *, leaving: bool = False) -> None:
+        if not self.lives or self.world.now_ms < self.silent_until_ms:
+            return
+        worker, generation = self.id, self.generation
+        warm, reports = tuple(self.warm), tuple(self.reports.values())
+
+        def make(now_ms: int) -> WorkerSynced:
+            runtimes, price = self.runtimes, 0.3 * self.units_per_s
+            return WorkerSynced(now_ms, worker, runtimes, self.slots, price, warm, reports, leaving)
+
+        def receive() -> None:
+            if not self.world.step(make):
+                return
+            desired: Desired = tuple(
+                (lease.id, left) for lease, left in self.world.plane.desired(worker)
+            )
+            self.world.send(lambda: self._obey(generation, desired, reports))
+
+        self.world.send(receive)
+
+    def _obey(self, generation: int, desired: Desired, settled: tuple[TaskResult, ...]) -> None:
+        """Stop what is not desired, start what is, forget what was settled."""
+        if generation != self.generation or not self.lives:
+            return
+        for result in settled:
+            self.reports.pop((result.lease, result.task), None)
+        wanted = dict(desired)
+        self.running = {
+            lease: tuple(task for task in tasks if task in wanted[lease])
+            for lease, tasks in self.running.items()
+            if lease in wanted
+        }
+        for lease, tasks in desired:
+            todo = tuple(task for task in tasks if (lease, task) not in self.reports)
+            if lease not in self.running and todo:
+                self.running[lease] = todo
+                self._next(generation, lease, len(todo))
+
+    def _next(self, generation: int, lease: LeaseId, batch_size: int) -> None:
+        """Run the lease's tasks one by one, so that a batch completes partially."""
+        if generation != self.generation or not self.running.get(lease):
+            self.running.pop(lease, None)
+            return
+        task = self.running[lease][0]
+        spec = self.world.workload.spec(task)
+        self.warm[spec.batch_key] = None
+        seconds = spec.work / self.units_per_s
+        self.world.after(
+            int(1000 * seconds), lambda: self._finish(generation, lease, task, seconds, batch_size)
+        )
+
+    def _finish(
+        self, generation: int, lease: LeaseId, task: TaskId, seconds: float, batch_size: int
+    ) -> None:
+        if generation != self.generation or task not in self.running.get(lease, ()):
+            return
+        failure = self._failure(task, batch_size)
+        output = "" if failure else f"output of {task}"
+        result = TaskResult(lease, task, failure, output, str(failure or ""), seconds=seconds)
+        self.reports[lease, task] = result
+        left = tuple(other for other in self.running[lease] if other != task)
+        self.running[lease] = left
+        self._sync()
+        self._next(generation, lease, batch_size)
+
+    def _failure(self, task: TaskId, batch_size: int) -> Failure | None:
+        world, faults = self.world, self.world.faults
+        if world.workload.is_bad(task):
+            return Failure.INPUT
+        rates = {
+            Failure.TRANSIENT: faults.transient,
+            Failure.MEMORY: faults.memory * batch_size,
+            Failure.INTERNAL: faults.internal,
+            Failure.CRASH: faults.crash_child,
+        }
+        return next((failure for failure, rate in rates.items() if world.hit(rate)), None)

@@ -1,0 +1,202 @@
+"""A whole deployment in one thread: the real core, and everything around it made up."""
+
+import hashlib
+from collections.abc import Callable
+from heapq import heappop, heappush
+from random import Random
+
+from flowmesh.base.ids import RunId, StepId, TaskId
+from flowmesh.core.check import check
+from flowmesh.core.decisions import Decision
+from flowmesh.core.events import (
+    Event,
+    RunCancelled,
+    StepAssembled,
+    StepExpanded,
+    Tick,
+    WorkerSynced,
+)
+from flowmesh.core.machine import ControlPlane
+from flowmesh.core.records import Run, RunStatus, Step, StepStatus
+from flowmesh.core.state import Accepted
+from flowmesh.sim.faults import Faults
+from flowmesh.sim.workers import SimWorker
+from flowmesh.sim.workload import Workload
+
+TICK_MS = 1_000
+
+
+class World:
+    """One deployment. `run` until the faults have done harm, `heal`, `run_until_quiet`.
+
+    Attributes:
+        journal: all events and decisions: what a crash of the plane leaves.
+        cache: the action cache: settled work by fingerprint.
+        executions: how often each task was carried out to a good end.
+        settled: how each run ended.
+        steps: every step as it was last seen, settled ones too.
+    """
+
+    def __init__(self, seed: int, *, runs: int = 12, workers: int = 3) -> None:
+        self.rng = Random(seed)
+        self.faults = Faults.swarm(self.rng)
+        #: A result may be forgotten too early then, and made again.
+        self._clock_jumps = self.faults.jump_clock > 0
+        self.workload = Workload(self.rng, self.faults.bad_input)
+        self.plane = ControlPlane()
+        self.journal: list[Event | Decision] = []
+        self.now_ms = 0
+        self.skew_ms = 0
+        self.cache: dict[TaskId, str] = {}
+        self.executions: dict[TaskId, int] = {}
+        self.settled: dict[RunId, RunStatus] = {}
+        self.submitted: dict[RunId, None] = {}
+        self.cancelled: dict[RunId, None] = {}
+        self.steps: dict[StepId, Step] = {}
+        self._performing: dict[StepId, StepStatus] = {}
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = 0
+        self.workers = [SimWorker(self, number) for number in range(workers)]
+        for number in range(runs):
+            self.after(self.rng.randrange(600_000), lambda number=number: self._submit(number))  # type: ignore[misc]
+        self.after(TICK_MS, self._tick)
+
+    def run(self, *, until_ms: int) -> None:
+        while self._queue and self._queue[0][0] <= until_ms:
+            self.now_ms, _, action = heappop(self._queue)
+            action()
+
+    def run_until_quiet(self, *, limit_ms: int) -> None:
+        while self.unsettled() and self.now_ms < limit_ms:
+            self.run(until_ms=self.now_ms + 60_000)
+            self.now_ms += 1
+
+    def heal(self) -> None:
+        """End the faults, in mid-flight. Only some workers live on: the rest are gone for good."""
+        self.faults.stop()
+        core = self.rng.sample(self.workers, self.rng.randint(1, len(self.workers)))
+        for worker in self.workers:
+            worker.heal(lives=worker in core)
+
+    def unsettled(self) -> list[RunId]:
+        return [run for run in self.submitted if run not in self.settled]
+
+    def trace(self) -> str:
+        return hashlib.sha256(repr(self.journal).encode()).hexdigest()
+
+    def after(self, delay_ms: int, action: Callable[[], None]) -> None:
+        self._order += 1
+        heappush(self._queue, (self.now_ms + delay_ms, self._order, action))
+
+    def send(self, action: Callable[[], None]) -> None:
+        """Deliver late, out of order, twice, or not at all."""
+        copies = 0 if self.rng.random() < self.faults.lose else 1
+        copies += self.rng.random() < self.faults.repeat
+        for _ in range(copies):
+            self.after(self.rng.randint(1, self.faults.delay_ms_max), action)
+
+    def hit(self, rate: float) -> bool:
+        return self.rng.random() < rate
+
+    def step(self, make: Callable[[int], Event]) -> bool:
+        """Give the plane an event; False if it died before it was durable."""
+        if self.hit(self.faults.jump_clock):
+            self.skew_ms += self.rng.randint(-60_000, 60_000)
+        if self.hit(self.faults.crash_before):
+            self._restart()
+            return False
+        event = make(max(0, self.now_ms + self.skew_ms))
+        decisions = self.plane.step(event)
+        self.journal += [event, *decisions]
+        self._project()
+        check(self.plane.state)
+        if self.hit(self.faults.crash_after):
+            self._restart()
+        self._perform()
+        return True
+
+    def _restart(self) -> None:
+        """The plane's process is replaced: what is not in the journal is gone."""
+        before = self.plane.state
+        self.plane = ControlPlane()
+        self.plane.replay(self.journal)
+        self.plane.state.drain()
+        assert self.plane.state == before
+        self._performing.clear()
+        self._perform()
+
+    def _project(self) -> None:
+        """What the server's read models would keep."""
+        changes = self.plane.state.drain()
+        self.steps |= changes.steps
+        for accepted in changes.accepted:
+            self._keep(accepted)
+        for run in changes.runs.values():
+            if run.status is not RunStatus.RUNNING:
+                self._run_settled(run)
+
+    def _keep(self, accepted: Accepted) -> None:
+        task, output = accepted.result.task, accepted.result.output
+        if accepted.result.failure is None:
+            assert task not in self.cache or self._clock_jumps, f"{task} ran twice"
+            self.cache[task] = output
+            self.executions[task] = self.executions.get(task, 0) + 1
+
+    def _run_settled(self, run: Run) -> None:
+        assert run.id not in self.settled, f"{run.id} settled twice"
+        self.settled[run.id] = run.status
+        for step_id in run.steps:
+            step = self.steps[step_id]
+            if step.status is StepStatus.SUCCEEDED:
+                done = step.executed + step.reused + step.joined + step.failed
+                assert done == len(set(self.workload.tasks(step_id))), step
+
+    def _perform(self) -> None:
+        """What the driver does for the core, perhaps twice: expand and assemble steps."""
+        for step in self.plane.outstanding():
+            if self._performing.get(step.id) is not step.status:
+                self._performing[step.id] = step.status
+                work = self._expand if step.status is StepStatus.EXPANDING else self._assemble
+                self.after(self.rng.randint(1, 2_000), lambda id=step.id, work=work: work(id))  # type: ignore[misc]
+
+    def _expand(self, step: StepId) -> None:
+        """The cache is read now, the event comes later: results may come between."""
+        if self.workload.skips(step):
+            self._tell(lambda now: StepExpanded(now, step, skipped=True))
+            return
+        tasks = self.workload.tasks(step)
+        distinct = dict.fromkeys(tasks)
+        wanted = tuple(self.workload.spec(task) for task in distinct if task not in self.cache)
+        found = len(distinct) - len(wanted)
+        expanded = lambda now: StepExpanded(now, step, len(tasks), found, wanted)  # noqa: E731
+        self.after(self.rng.randint(1, 5_000), lambda: self._tell(expanded))
+
+    def _assemble(self, step: StepId) -> None:
+        missing = [task for task in self.workload.tasks(step) if task not in self.cache]
+        assert all(self.workload.is_bad(task) for task in missing) or self.steps[step].failed
+        self._tell(lambda now: StepAssembled(now, step))
+
+    def _tell(self, make: Callable[[int], Event]) -> None:
+        self.step(make)
+
+    def _tick(self) -> None:
+        self.step(Tick)
+        self.after(TICK_MS, self._tick)
+
+    def _submit(self, number: int) -> None:
+        """A client repeats its submission until it is acknowledged."""
+        run = RunId(f"r{number}")
+        if not self.step(lambda now: self.workload.submission(run, number, now)):
+            self.after(1_000, lambda: self._submit(number))
+            return
+        self.submitted[run] = None
+        if self.hit(self.faults.cancel):
+            self.cancelled[run] = None
+            self.after(self.rng.randrange(300_000), lambda: self._cancel(run))
+
+    def _cancel(self, run: RunId) -> None:
+        if not self.step(lambda now: RunCancelled(now, run)):
+            self.after(1_000, lambda: self._cancel(run))
+
+    def synced(self, make: Callable[[int], WorkerSynced]) -> bool:
+        return self.step(make)
