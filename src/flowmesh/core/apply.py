@@ -11,6 +11,7 @@ from flowmesh.core import estimate, tasks
 from flowmesh.core.decisions import Decision, GrantLease, LoseWorker
 from flowmesh.core.events import (
     Event,
+    PlaneStarted,
     RunCancelled,
     RunSubmitted,
     StepAssembled,
@@ -54,6 +55,9 @@ def apply(state: State, record: Event | Decision) -> None:
             _grant_lease(state, record)
         case LoseWorker():
             _remove_worker(state, record, counts=True)
+        case PlaneStarted():
+            for worker in tuple(state.workers.values()):
+                state.put_worker(replace(worker, heard_ms=state.now_ms))
         case Tick():
             pass
         case _:
@@ -118,6 +122,8 @@ def _step_expanded(state: State, event: StepExpanded) -> None:
         message = event.error or f"{event.rows_failed} rows could not be prepared"
         _fail_step(state, replace(step, message=message))
         return
+    for task_id in event.lost:
+        tasks.forget(state, task_id)
     done = [spec for spec in event.wanted if not tasks.want(state, step.id, spec)]
     pending = len(event.wanted) - len(done)
     step = replace(step, reused=step.reused + len(done), pending=pending)

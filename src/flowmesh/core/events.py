@@ -11,11 +11,15 @@ from flowmesh.core.records import Failure, Run, Step, TaskSpec
 
 @dataclass(frozen=True, slots=True)
 class RunSubmitted:
-    """A run was accepted. `steps` are in topological order, all WAITING."""
+    """A run was accepted. `steps` are in topological order, all WAITING.
+
+    `record` is opaque here, as in all events: what the read models need besides.
+    """
 
     at_ms: int
     run: Run
     steps: tuple[Step, ...]
+    record: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class StepExpanded:
         rows_failed: items that could not be made (a template that failed on its row).
         skipped: a condition said no, or nothing is left to work on.
         error: expansion is impossible; the step fails with this message.
+        lost: tasks among `wanted` whose results are gone, even if they are remembered here.
         saved_usd: what the results found had cost when they were made.
     """
 
@@ -40,7 +45,9 @@ class StepExpanded:
     rows_failed: int = 0
     skipped: bool = False
     error: str = ""
+    lost: tuple[TaskId, ...] = ()
     saved_usd: float = 0.0
+    record: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,7 @@ class StepAssembled:
     at_ms: int
     step: StepId
     error: str = ""
+    record: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,16 @@ class Tick:
     at_ms: int
 
 
-Event = RunSubmitted | StepExpanded | StepAssembled | WorkerSynced | RunCancelled | Tick
+@dataclass(frozen=True, slots=True)
+class PlaneStarted:
+    """The control plane came back: no worker could be heard while it was away."""
+
+    at_ms: int
+
+
+Event = (
+    RunSubmitted | StepExpanded | StepAssembled | WorkerSynced | RunCancelled | Tick | PlaneStarted
+)
 EVENTS: tuple[type, ...] = (
     RunSubmitted,
     StepExpanded,
@@ -104,4 +121,5 @@ EVENTS: tuple[type, ...] = (
     WorkerSynced,
     RunCancelled,
     Tick,
+    PlaneStarted,
 )

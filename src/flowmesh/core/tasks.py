@@ -233,6 +233,9 @@ def lost(state: State, lease_id: LeaseId, *, counts: bool) -> None:
         else:
             verdict = retry.Verdict(task, fails=False)
         message = f"lost its worker {task.losses + 1} times"
+        if verdict.fails:
+            result = TaskResult(lease_id, task_id, Failure.LOST, message=message)
+            _accept(state, task, result, lease.worker, final=True)
         _attempt_failed(state, verdict, lease.worker, message)
 
 
@@ -247,4 +250,10 @@ def wake(state: State) -> None:
         task_id, done_ms = next(iter(state.done_ms.items()))
         if state.now_ms - done_ms < RETAIN_MS:
             break
+        del state.done_ms[task_id], state.tasks[task_id]
+
+
+def forget(state: State, task_id: TaskId) -> None:
+    """Disown a remembered success: its result is gone and must be made again."""
+    if task_id in state.done_ms:
         del state.done_ms[task_id], state.tasks[task_id]

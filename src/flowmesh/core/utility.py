@@ -10,12 +10,12 @@ class Weights:
     Attributes:
         usd_per_busy_s: worth of a second of reference work to a tenant of weight 1.
         patience_s: wait after which work is worth twice as much; it goes on rising.
-        floor_s: least duration divided by, so that tiny work does not have infinite rate.
+        floor_s: least work that a batch counts for, so that small work is not worthless.
     """
 
     usd_per_busy_s: float = 0.001
     patience_s: float = 30.0
-    floor_s: float = 0.01
+    floor_s: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def score(option: Option, weights: Weights) -> Score:
     """
     warm_s = max(option.work_s, weights.floor_s)
     busy_s = warm_s + option.start_s
-    worth = weights.usd_per_busy_s * option.work_s * option.importance
+    worth = weights.usd_per_busy_s * warm_s * option.importance
     urgent = worth * option.wait_s / weights.patience_s
     return Score(
         value=worth / warm_s,

@@ -10,6 +10,7 @@ from flowmesh.core.check import check
 from flowmesh.core.decisions import Decision
 from flowmesh.core.events import (
     Event,
+    PlaneStarted,
     RunCancelled,
     StepAssembled,
     StepExpanded,
@@ -123,7 +124,7 @@ class World:
         self.plane.state.drain()
         assert self.plane.state == before
         self._performing.clear()
-        self._perform()
+        self.step(PlaneStarted)
 
     def _project(self) -> None:
         """What the server's read models would keep."""

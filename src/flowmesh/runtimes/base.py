@@ -1,0 +1,95 @@
+"""What a worker asks of the code that carries out an operator.
+
+An operator's `entry` names a function `open(blobs, inputs) -> Engine`. The worker
+calls it once in a child process of its own, keeps the engine warm, and hands it batch
+after batch. An engine may die with its process at any moment; nothing is lost by that.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from flowmesh.base.digest import Digest
+from flowmesh.spec.action import Action, Result
+
+
+class FailureKind(StrEnum):
+    """Why a task failed; it decides about the retry (`core/retry.py`)."""
+
+    INPUT = "input"  #: the row or the parameters are at fault; never retried
+    TRANSIENT = "transient"  #: may work elsewhere or later
+    MEMORY = "memory"  #: out of memory: a smaller batch may fit
+    INTERNAL = "internal"  #: a bug in an operator
+    CRASH = "crash"  #: the process died under it; set by the worker, never by a runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    task: str
+    action: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    task: str
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """`message` is for the user: what is wrong and what to do. `detail` may hold a traceback."""
+
+    task: str
+    kind: FailureKind
+    message: str
+    detail: str = ""
+
+
+Outcome = Done | Failed
+
+
+class Blobs(Protocol):
+    """The worker's local copy of the store, seen from inside a child process.
+
+    Every artifact that a batch's actions name is there before the batch starts.
+    """
+
+    def path(self, digest: Digest) -> Path:
+        """A file with these bytes; not to be written. Raises BlobMissing."""
+        ...
+
+    def tree(self, digest: Digest) -> Path:
+        """A directory with the files of this tree; not to be written. Raises BlobMissing."""
+        ...
+
+    def put(self, content: bytes | Path) -> Digest:
+        """Keep bytes or a file; the worker uploads it before it reports the result."""
+        ...
+
+    def scratch(self) -> Path:
+        """An empty directory of this batch, removed after it."""
+        ...
+
+
+class Engine(Protocol):
+    def run(self, batch: Sequence[Work]) -> Iterator[Outcome]:
+        """Yield one outcome for each task of the batch, in any order, as each is known.
+
+        `Result.usage.seconds` may stay 0: the worker fills in shares of the batch's time.
+        An exception that leaves `run` fails the tasks not yet yielded as `internal`,
+        MemoryError as `memory`.
+        """
+        ...
+
+
+class OpenEngine(Protocol):
+    def __call__(self, blobs: Blobs, inputs: Mapping[str, Any], engine: str) -> Engine:
+        """Open an engine for a batch key.
+
+        Args:
+            inputs: of the first action: the model ports are equal over the whole key.
+            engine: the actions' `engine`, as `transformers/float32`.
+        """
+        ...

@@ -1,0 +1,233 @@
+"""Generate many answers at once, each exactly as if it had been alone.
+
+The *canonical* logits of a row come from passes over that row alone: its prompt, then
+what it has generated, in blocks of fixed size. Their shapes, and so their last digits,
+depend on the row only, and they define the answer. Decoding in a batch is far faster and
+differs from them by rounding noise. So the batch decides only what `sampling.settle` can
+prove safe from noise, and a row that is too close to call gets its canonical pass: a few
+in a thousand tokens. The bound on noise widens by itself if a pass shows it too narrow.
+
+In other formats than float32 noise is as large as real differences: there the batch
+decides directly and the results are `near`, not `exact`.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.cache_utils import DynamicCache
+
+from flowmesh.runtimes.row_cache import RowCache
+from flowmesh.runtimes.sampling import GREEDY, Sampling, decide, settle
+from flowmesh.runtimes.weights import BrokenModel, Weights
+
+log = logging.getLogger(__name__)
+
+#: First bound on the difference between batched and canonical float32 logits. Measured on
+#: SmolLM2-135M: 1.5e-4 at most.
+LEAST_NOISE = 1e-3
+#: The bound stays this many times above the greatest difference seen.
+_NOISE_MARGIN = 6.0
+#: Canonical passes read generated tokens in blocks of this size and keep whole ones.
+_BLOCK_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to generate. `max_tokens` is already cut to what the context leaves."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was generated: `tokens` includes the token that ended it, `text` does not.
+
+    `logprobs`: natural logarithms, one for each token, or None if not asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    logprobs: list[float] | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What decoding took so far. `recomputed` tokens needed a canonical pass."""
+
+    tokens: int = 0
+    recomputed: int = 0
+    noise: float = LEAST_NOISE
+
+
+@dataclass(slots=True)
+class _Row:
+    index: int
+    request: Request
+    first: NDArray[np.float32]
+    tokens: list[int] = field(default_factory=list)
+    #: Prompt and whole blocks of generated tokens, once a canonical pass was needed.
+    canonical: DynamicCache | None = None
+
+
+class Decoder:
+    """Generates with one model. Not for several threads at a time."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.counts = Counts()
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """Yield `(index of the request, answer)` as answers are finished.
+
+        Raises MemoryError, BrokenModel.
+        """
+        for bucket in _buckets(requests):
+            yield from self._bucket([(index, requests[index]) for index in bucket])
+        log.info(
+            "decoded %d tokens so far, %d recomputed alone, noise bound %.1e",
+            self.counts.tokens,
+            self.counts.recomputed,
+            self.counts.noise,
+        )
+
+    def _bucket(self, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, Answer]]:
+        prompts = {
+            prompt: self.weights.read(prompt)
+            for prompt in dict.fromkeys(request.prompt for _, request in requests)
+        }
+        rows = [_Row(i, r, _numbers(prompts[r.prompt].logits)[-1]) for i, r in requests]
+        cache = RowCache([prompts[request.prompt].cache for _, request in requests])
+        prompts.clear()
+        for row in rows:
+            row.tokens.append(decide(row.first, row.request.sampling, 0))
+        yield from self._drop_finished(rows, cache)
+        while rows:
+            logits = self._step(rows, cache)
+            for number, row in enumerate(rows):
+                row.tokens.append(self._next_token(logits[number], row, number, cache))
+            yield from self._drop_finished(rows, cache)
+
+    def _step(self, rows: Sequence[_Row], cache: RowCache) -> NDArray[np.float32]:
+        """Read every row's last token; `[rows, vocabulary]` of logits for the next."""
+        cache.reserve()
+        mask = cache.mask[: cache.rows, : cache.length + 1] if cache.padded else None
+        logits = self.weights.forward(
+            [[row.tokens[-1]] for row in rows],
+            cache.cache,
+            positions=[[len(row.request.prompt) + len(row.tokens) - 1] for row in rows],
+            mask=mask,
+        )
+        cache.appended()
+        return _numbers(logits[:, -1])
+
+    def _next_token(
+        self, logits: NDArray[np.float32], row: _Row, number: int, cache: RowCache
+    ) -> int:
+        step, sampling = len(row.tokens), row.request.sampling
+        self.counts.tokens += 1
+        if not self.weights.exact:
+            return decide(logits, sampling, step)
+        decision = settle(logits, sampling, step, self.counts.noise)
+        if decision.settled:
+            return decision.token
+        self.counts.recomputed += 1
+        canonical = self._canonical_logits(row, number, cache)
+        self.counts.noise = max(self.counts.noise, _NOISE_MARGIN * _difference(canonical, logits))
+        return decide(canonical, sampling, step)
+
+    def _canonical_logits(self, row: _Row, number: int, cache: RowCache) -> NDArray[np.float32]:
+        if row.canonical is None:
+            row.canonical = cache.prompt(number)
+        start = len(row.request.prompt)
+        read = int(row.canonical.get_seq_length()) - start
+        while len(row.tokens) - read > _BLOCK_TOKENS:
+            block = row.tokens[read : read + _BLOCK_TOKENS]
+            self.weights.extend(block, row.canonical, keep=1)
+            read += _BLOCK_TOKENS
+        rest = row.tokens[read:]
+        logits = self.weights.extend(rest, row.canonical, keep=1)
+        row.canonical.crop(-len(rest))
+        return np.asarray(_numbers(logits)[-1])
+
+    def _drop_finished(self, rows: list[_Row], cache: RowCache) -> Iterator[tuple[int, Answer]]:
+        """Remove the rows that are done, last first: the last row takes a dropped one's place."""
+        for number in reversed(range(len(rows))):
+            row = rows[number]
+            reason, text = self._ended(row)
+            if not reason:
+                continue
+            logprobs = self._logprobs(row, cache.prompt(number)) if row.request.logprobs else None
+            rows[number] = rows[-1]
+            rows.pop()
+            cache.drop(number)
+            yield row.index, Answer(text, tuple(row.tokens), reason, logprobs)
+
+    def _ended(self, row: _Row) -> tuple[str, str]:
+        """Why a row is done, and its text; an empty reason if it goes on."""
+        request, tokens = row.request, row.tokens
+        if tokens[-1] in self.weights.end_tokens:
+            return "stop", self.weights.text(tokens[:-1])
+        if request.stop:
+            # Four tokens can make one character, so this tail holds every stop string that
+            # the last token can have completed.
+            tail = 4 * max(map(len, request.stop)) + 8
+            recent = self.weights.text(tokens[-tail:])
+            if any(stop in recent for stop in request.stop):
+                text = self.weights.text(tokens)
+                places = [text.find(stop) for stop in request.stop if stop in text]
+                if places:
+                    return "stop", text[: min(places)]
+        if len(tokens) >= request.max_tokens:
+            return "length", self.weights.text(tokens)
+        return "", ""
+
+    def _logprobs(self, row: _Row, prompt: DynamicCache) -> list[float]:
+        """Log-probability of each token by passes over the row alone, to six places."""
+        values = [_log_softmax(row.first[None])[0, row.tokens[0]]]
+        for start in range(0, len(row.tokens) - 1, _BLOCK_TOKENS):
+            block = row.tokens[:-1][start : start + _BLOCK_TOKENS]
+            found = _log_softmax(_numbers(self.weights.extend(block, prompt, keep=len(block))))
+            following = row.tokens[start + 1 : start + 1 + len(block)]
+            values += list(found[np.arange(len(block)), following])
+        return [round(float(value), 6) for value in values]
+
+
+def _buckets(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Indices of requests whose prompts are of like length, so that little is padding."""
+    order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
+    bucket: list[int] = []
+    for index in order:
+        shortest = len(requests[bucket[0]].prompt) if bucket else 0
+        if bucket and len(requests[index].prompt) > 2 * shortest + 256:
+            yield bucket
+            bucket = []
+        bucket.append(index)
+    if bucket:
+        yield bucket
+
+
+def _numbers(logits: torch.Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+    if bool(np.isnan(np.max(values))):
+        raise BrokenModel
+    return values
+
+
+def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    # Some models rule tokens out by an infinite logit; these are alike in both.
+    finite = np.isfinite(one) & np.isfinite(other)
+    return float(np.max(np.abs(one[finite] - other[finite]), initial=0))
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))

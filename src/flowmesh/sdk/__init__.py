@@ -1,0 +1,1 @@
+"""For Python users: submit workflows, watch them, read what they made."""

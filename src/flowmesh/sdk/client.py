@@ -1,0 +1,329 @@
+"""The client: workflows in, runs and what they made out.
+
+    client = Client()                       # the embedded server of ~/.flowmesh
+    run = client.submit("quickstart.yaml", parameters={"samples": 2})
+    run.wait()
+    pairs = run.output("pairs").to_pandas()
+
+Calls block. A client may be used from one thread at a time.
+"""
+
+import json
+import secrets
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from flowmesh.base.digest import Digest
+from flowmesh.base.errors import DigestMismatch, NotFound, Problem, SpecError
+from flowmesh.base.nearest import nearest
+from flowmesh.sdk.embedded import Embedded
+from flowmesh.sdk.models import ModelImporter, Note, check_source, title
+from flowmesh.sdk.prepare import AnyWorkflow, Prepared, prepare
+from flowmesh.sdk.runs import Run
+from flowmesh.sdk.transport import Transport, address
+from flowmesh.spec.workflow import ModelSource
+from flowmesh.stores.files import FileStore
+from flowmesh.wire import (
+    ArtifactView,
+    CreateRun,
+    Digests,
+    LineageNode,
+    ModelView,
+    RunPage,
+    RunView,
+    StoreReport,
+    WorkerView,
+)
+
+DEFAULT_HOME = Path.home() / ".flowmesh"
+#: To read the whole store takes minutes where it is large.
+_STORE_CARE_S = 3600.0
+#: Digests of one question.
+_ASK_LIMIT = 10_000
+
+_WORKERS = TypeAdapter(list[WorkerView])
+_MODELS = TypeAdapter(list[ModelView])
+
+
+def _silent(note: str) -> None:
+    pass
+
+
+class Client:
+    """One tenant at one server.
+
+    Args:
+        server: address of a server; without it, the embedded server of `home`, which is
+            started when it is first needed and leaves by itself.
+        token: what a named server asks for.
+        home: where the embedded server, logs and the index of converted models live.
+        workers: of an embedded server that has to be started.
+        patience_s: how long a server that stops answering is waited for; one that never
+            answered is given up after 10 s.
+        note: told, in words, about what takes long.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        tenant: str = "default",
+        token: str | None = None,
+        home: Path | None = None,
+        workers: int = 1,
+        patience_s: float = 60.0,
+        note: Note = _silent,
+    ) -> None:
+        self.home = (home or DEFAULT_HOME).absolute()
+        self.tenant = tenant
+        self._note = note
+        self._embedded = Embedded(self.home, workers)
+        self._named = address(server, token) if server else None
+        named = self._named
+        locate = self._embedded.locate if named is None else lambda: named
+        self.transport = Transport(locate, tenant, patience_s)
+        self._unclaimed: set[str] = set()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; an embedded server leaves once nobody uses it."""
+        self.transport.close()
+
+    @property
+    def is_embedded(self) -> bool:
+        return self._named is None
+
+    # Runs
+
+    def submit(
+        self,
+        workflow: AnyWorkflow,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Run:
+        """Check a workflow, send what the server lacks, and start a run of it.
+
+        Args:
+            workflow: a file, a document as plain data, or a workflow made by the builder.
+            inputs: for table inputs a path, a list of dicts or a data frame; for files a path.
+            parameters: values of plain inputs.
+            key: a run of the same tenant and key is not started twice.
+
+        Raises:
+            SpecError: with every problem found; nothing has been stored or started.
+            Unreachable: no server answers.
+        """
+        return self.start(prepare(workflow, inputs=inputs, parameters=parameters), key=key)
+
+    def start(self, prepared: Prepared, *, key: str | None = None) -> Run:
+        """Start a run of what `prepare` has checked."""
+        request = CreateRun(
+            document=prepared.document,
+            file=prepared.file,
+            tenant=self.tenant,
+            key=key or secrets.token_hex(16),
+            inputs=dict(prepared.inputs),
+            parameters=dict(prepared.parameters),
+            models=self._models_of(prepared),
+            files=dict(prepared.files),
+        )
+        for digest in sorted(self.missing(prepared.blobs)):
+            self.upload(digest, prepared.blobs[digest])
+        answer = self.transport.request("POST", "/v1/runs", body=request)
+        return Run(self, RunView.model_validate_json(answer))
+
+    def run(self, run: str) -> Run:
+        """A run by its id. Raises NotFound."""
+        answer = self.transport.request("GET", f"/v1/runs/{_segment(run)}")
+        return Run(self, RunView.model_validate_json(answer))
+
+    def runs(
+        self, *, limit: int = 50, after: str | None = None, all_tenants: bool = False
+    ) -> RunPage:
+        """The tenant's runs, newest first; `RunPage.next` goes into `after` for the next page."""
+        params: dict[str, Any] = {"limit": limit}
+        if after is not None:
+            params["after"] = after
+        if not all_tenants:
+            params["tenant"] = self.tenant
+        answer = self.transport.request("GET", "/v1/runs", params=params)
+        return RunPage.model_validate_json(answer)
+
+    # What there is
+
+    def workers(self) -> list[WorkerView]:
+        return _WORKERS.validate_json(self.transport.request("GET", "/v1/workers"))
+
+    def models(self) -> list[ModelView]:
+        return _MODELS.validate_json(self.transport.request("GET", "/v1/models"))
+
+    def model(self, name: str) -> ModelView:
+        """A registered model. Raises NotFound, with the nearest name."""
+        for found in (listed := self.models()):
+            if found.name == name:
+                return found
+        known = [one.name for one in listed]
+        raise NotFound(f"no model is called {name!r}{nearest(name, known)}")
+
+    def add_model(self, name: str, source: ModelSource) -> ModelView:
+        """Make a model known by a name, converting it if need be. Raises SpecError."""
+        if fault := check_source(source, Path()):
+            raise SpecError(Problem(fault[1]))
+        made = ModelView(name=name, artifact=self._tree(source, Path()), source=title(source))
+        self._claim()
+        answer = self.transport.request("PUT", f"/v1/models/{_segment(name)}", body=made)
+        return ModelView.model_validate_json(answer)
+
+    def remove_model(self, name: str) -> None:
+        """Forget a name; files that nothing else needs go with the next collection."""
+        self.transport.request("DELETE", f"/v1/models/{_segment(name)}")
+
+    def lineage(
+        self,
+        *,
+        digest: str | None = None,
+        run: str | None = None,
+        output: str | None = None,
+        row: int | None = None,
+        direction: Literal["up", "down"] = "up",
+    ) -> LineageNode:
+        """From what an artifact was made (`up`), or what was made from it (`down`).
+
+        Names it by `digest`, or by `run` and `output`; with `row`, that row of it, from 0.
+        """
+        asked = {"digest": digest, "run": run, "output": output, "row": row, "direction": direction}
+        params = {name: value for name, value in asked.items() if value is not None}
+        answer = self.transport.request("GET", "/v1/lineage", params=params)
+        return LineageNode.model_validate_json(answer)
+
+    # The store
+
+    def missing(self, digests: Collection[Digest]) -> set[Digest]:
+        """Those of the digests that the server's store lacks."""
+        ordered, lacking = sorted(digests), set[Digest]()
+        for start in range(0, len(ordered), _ASK_LIMIT):
+            asked = Digests(digests=[str(one) for one in ordered[start : start + _ASK_LIMIT]])
+            answer = self.transport.request("POST", "/v1/blobs/missing", body=asked)
+            lacking |= {Digest.parse(one) for one in Digests.model_validate_json(answer).digests}
+        return lacking
+
+    def upload(self, digest: Digest, content: bytes | Path) -> None:
+        self.transport.request("PUT", f"/v1/blobs/{digest.hash}", body=content, timeout_s=600.0)
+
+    def store_put(self, content: bytes | Path) -> Digest:
+        """Keep bytes, or those of a file; nothing names them, so a collection may take them."""
+        digest = Digest.of(content if isinstance(content, bytes) else content.read_bytes())
+        if self.missing([digest]):
+            self.upload(digest, content)
+        return digest
+
+    def store_get(self, digest: Digest | str) -> bytes:
+        """The bytes of a digest, or of a hash alone. Raises NotFound, DigestMismatch."""
+        wanted = digest if isinstance(digest, Digest) else None
+        if wanted is None and ":" in str(digest):
+            wanted = _parsed(str(digest))
+        params = {"size": wanted.size_bytes} if wanted else None
+        hash_ = wanted.hash if wanted else _segment(str(digest))
+        data = self.transport.request("GET", f"/v1/blobs/{hash_}", params=params, timeout_s=600.0)
+        got = Digest.of(data)
+        if wanted is not None and got != wanted:
+            raise DigestMismatch(want=wanted, got=got, source="the server")
+        return data
+
+    def store_verify(self) -> StoreReport:
+        """Read every blob of the store; damaged ones are set aside and named."""
+        answer = self.transport.request("POST", "/v1/store/verify", timeout_s=_STORE_CARE_S)
+        return StoreReport.model_validate_json(answer)
+
+    def store_gc(self, *, dry_run: bool = False, grace_s: int = 3600) -> StoreReport:
+        """Remove blobs that nothing needs and that are older than the grace period."""
+        params = {"dry_run": json.dumps(dry_run), "grace_s": grace_s}
+        answer = self.transport.request(
+            "POST", "/v1/store/gc", params=params, timeout_s=_STORE_CARE_S
+        )
+        return StoreReport.model_validate_json(answer)
+
+    def local_store(self) -> Path | None:
+        """The directory of the server's store, if it is the one of our home."""
+        if self._named is None or self._embedded.serves(self._named.url):
+            return self.home / "store"
+        return None
+
+    # Models
+
+    def _models_of(self, prepared: Prepared) -> dict[str, ArtifactView]:
+        found: dict[str, ArtifactView] = {}
+        for alias, source in prepared.graph.models.items():
+            try:
+                found[alias] = self._tree(source, prepared.base)
+            except (SpecError, NotFound) as error:
+                problem = prepared.positions.problem(str(error), "models", alias)
+                raise SpecError(problem) from None
+        self._claim()
+        return found
+
+    def _tree(self, source: ModelSource, base: Path) -> ArtifactView:
+        """The artifact of a source. Raises SpecError, NotFound."""
+        own = self.local_store()
+        destination = self if own is None else _OwnStore(own)
+        if source.name is not None:
+            if self.is_embedded and not (self.home / "journal.db").exists():
+                raise NotFound(f"no model is called {source.name!r}; there is none in {self.home}")
+            return self.model(source.name).artifact
+        if source.digest is not None:
+            if destination.missing([Digest.parse(source.digest)]):
+                raise NotFound(f"the store holds no tree {source.digest}")
+            return ArtifactView(kind="tree", digest=source.digest)
+        known = ModelImporter(self.home, self._note).tree(source, base, destination)
+        if own is not None:
+            self._unclaimed.update(known.blobs)
+        return ArtifactView(kind="tree", digest=known.digest)
+
+    def _claim(self) -> None:
+        """Say that what was put into our own store without the server's knowledge is ours."""
+        if self._unclaimed:
+            claimed = Digests(digests=sorted(self._unclaimed))
+            self.transport.request("POST", "/v1/blobs/claim", body=claimed)
+            self._unclaimed.clear()
+
+
+class _OwnStore:
+    """The store of our own server, which may be written to without asking it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def missing(self, digests: Collection[Digest]) -> set[Digest]:
+        return (
+            set(digests) - FileStore(self._root).has(digests) if self._root.exists() else {*digests}
+        )
+
+    def upload(self, digest: Digest, content: bytes | Path) -> None:
+        FileStore(self._root).put(content, digest)
+
+    def local_store(self) -> Path:
+        return self._root
+
+
+def _segment(text: str) -> str:
+    """A name that goes into an address. Raises NotFound for what can be no name."""
+    if not text or not all(one.isalnum() or one in "._-" for one in text) or not text.isascii():
+        raise NotFound(f"{text[:80]!r} is the name of nothing here")
+    return text
+
+
+def _parsed(digest: str) -> Digest:
+    try:
+        return Digest.parse(digest)
+    except ValueError as error:
+        raise SpecError(Problem(str(error))) from None

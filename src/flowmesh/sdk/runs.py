@@ -1,0 +1,160 @@
+"""A run, as its owner sees it: follow it, cancel it, fetch what it made."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowmesh.base.digest import Digest
+from flowmesh.base.errors import NotFound, Problem, SpecError, Unreachable
+from flowmesh.base.nearest import nearest
+from flowmesh.sdk.transport import NoServer
+from flowmesh.spec.table import decode_rows
+from flowmesh.stores.files import FileStore
+from flowmesh.stores.trees import materialise, read_manifest
+from flowmesh.wire import ArtifactView, RunView
+
+if TYPE_CHECKING:
+    from flowmesh.sdk.client import Client
+
+#: Silence after which a stream is opened again; the server breaks it more often than that.
+_SILENCE_S = 30.0
+_ENDINGS = {"table": ".jsonl", "file": "", "tree": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A named output of a run that has succeeded."""
+
+    client: "Client"
+    name: str
+    artifact: ArtifactView
+
+    @property
+    def digest(self) -> str:
+        return self.artifact.digest
+
+    def bytes(self) -> bytes:
+        """The content of a table or file; of a tree, its manifest."""
+        return self.client.store_get(Digest.parse(self.digest))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of a table. Raises SpecError if this is none."""
+        if self.artifact.kind != "table":
+            message = f"output {self.name!r} is a {self.artifact.kind}; only tables have rows"
+            raise SpecError(Problem(message))
+        return decode_rows(self.bytes(), self.name)
+
+    def to_pandas(self) -> Any:
+        """A table as a `pandas.DataFrame`; needs pandas."""
+        pandas = import_module("pandas")  # heavy, and not among what we require
+
+        columns = list(self.artifact.columns) or None
+        return pandas.DataFrame(self.rows(), columns=columns)
+
+    def path(self, directory: str | Path) -> Path:
+        """Write it under a directory, which is made: a `.jsonl` file, a file or a folder.
+
+        A file that is there is replaced. Raises SpecError if a tree's folder is there.
+        """
+        place = Path(directory) / f"{self.name}{_ENDINGS[self.artifact.kind]}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if self.artifact.kind == "tree":
+            self._lay_out(place)
+            return place
+        draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        try:
+            draft.write_bytes(self.bytes())
+            os.replace(draft, place)
+        finally:
+            draft.unlink(missing_ok=True)
+        return place
+
+    def _lay_out(self, place: Path) -> None:
+        if place.exists():
+            raise SpecError(Problem("is there already; name another directory", str(place)))
+        digest = Digest.parse(self.digest)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch-") as folder:
+            store = FileStore(Path(folder), durable=False)
+            store.put(self.client.store_get(digest))
+            for file in read_manifest(store, digest).files:
+                store.put(self.client.store_get(file.digest))
+            materialise(store, digest, place)
+
+
+class Run:
+    """A run of one tenant. What it knows is as of `last`, the newest view that was fetched."""
+
+    def __init__(self, client: "Client", view: RunView) -> None:
+        self._client = client
+        self.last = view
+
+    @property
+    def id(self) -> str:
+        return self.last.run
+
+    def view(self) -> RunView:
+        """How it stands now."""
+        return self._keep(self._client.transport.request("GET", f"/v1/runs/{self.id}"))
+
+    def watch(self) -> Iterator[RunView]:
+        """A view at each change, the settled one last; goes on through a server's restart."""
+        transport = self._client.transport
+        while True:
+            for failures in transport.tries():
+                try:
+                    for data in self._events():
+                        yield self._keep(data)
+                        if self.last.status != "running":
+                            return
+                except NoServer:
+                    raise
+                except Unreachable as error:
+                    failures.append(error)
+            # The stream ended well but too early; a run that has settled meanwhile says so.
+            if self.view().status != "running":
+                yield self.last
+                return
+
+    def wait(self, on_change: Callable[[RunView], None] | None = None) -> RunView:
+        """Return once the run has settled; tell each change to `on_change`."""
+        for view in self.watch():
+            if on_change is not None:
+                on_change(view)
+        return self.last
+
+    def cancel(self) -> RunView:
+        """Stop what only this run wants; what others share goes on. No effect once settled."""
+        return self._keep(self._client.transport.request("POST", f"/v1/runs/{self.id}/cancel"))
+
+    @property
+    def outputs(self) -> Mapping[str, Output]:
+        """Named outputs: those of `last`, fetched anew if the run was not settled then."""
+        view = self.last if self.last.status != "running" else self.view()
+        return {name: Output(self._client, name, one) for name, one in view.outputs.items()}
+
+    def output(self, name: str) -> Output:
+        """Raises NotFound, with the nearest name or the reason why there are none."""
+        found = self.outputs
+        if name not in found:
+            why = nearest(name, found) if found else f"; it is {self.last.status}"
+            raise NotFound(f"run {self.id} has no output {name!r}{why}")
+        return found[name]
+
+    def _keep(self, data: bytes | str) -> RunView:
+        self.last = RunView.model_validate_json(data)
+        return self.last
+
+    def _events(self) -> Iterator[str]:
+        """The data of each event of one stream."""
+        data: list[str] = []
+        for line in self._client.transport.lines(f"/v1/runs/{self.id}/events", _SILENCE_S):
+            if line.startswith("data:"):
+                data.append(line.removeprefix("data:").removeprefix(" "))
+            elif not line and data:
+                yield "\n".join(data)
+                data.clear()

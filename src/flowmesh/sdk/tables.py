@@ -1,0 +1,230 @@
+"""Tables on this machine to rows: JSON lines, JSON, CSV, Parquet, and rows in memory.
+
+A column of a CSV file becomes true or false, numbers or text, decided over the whole file;
+dates stay as they are written. Of a Parquet file or a data frame, times become ISO text and
+decimals numbers; what a data frame calls missing is null.
+"""
+
+import datetime
+import decimal
+import glob
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowmesh.base.errors import Problem, SpecError
+from flowmesh.base.nearest import nearest
+from flowmesh.spec.table import check_rows, decode_rows, encode_rows
+
+Rows = list[dict[str, Any]]
+
+_CSV_TYPES = "['BOOLEAN', 'BIGINT', 'DOUBLE', 'VARCHAR']"
+_CSV_LINE = re.compile(r"\bLine: (\d+)")
+
+
+class NotPlain(ValueError):
+    """A value that has no place in a table; the message says what it is."""
+
+
+def read_table(path: Path, shown: str) -> Rows:
+    """The rows of a file, at least one; `shown` is what messages call it.
+
+    Raises SpecError: no such file, an unknown kind of it, not one row, a column that mixes
+    types, or bytes that are not what the file's name says; with the line where there is one.
+    """
+    check_file(path, shown)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        message = f"{path.name!r} does not end as a table does{nearest(path.suffix, _READERS)}"
+        raise SpecError(Problem(message, shown))
+    return reader(path, shown)
+
+
+def check_file(path: Path, shown: str) -> None:
+    """Raises SpecError unless `path` is a file that can be read and holds something."""
+    try:
+        if path.is_dir():
+            raise SpecError(Problem("is a directory; expected a file", shown))
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError:
+        raise SpecError(Problem(f"there is no such file{_beside(path)}", shown)) from None
+    except OSError as error:
+        raise SpecError(Problem(f"cannot be read: {error.strerror}", shown)) from None
+    if empty:
+        raise SpecError(Problem("the file is empty", shown))
+
+
+def rows_in_memory(table: Any, shown: str) -> Rows:
+    """The rows of a list of dicts or a data frame. Raises SpecError for anything else."""
+    if hasattr(table, "to_dict") and hasattr(table, "columns"):
+        rows = table.to_dict("records")
+        missing: Callable[[Any], bool] = _is_missing
+    elif isinstance(table, Iterable) and not isinstance(table, str | bytes | Mapping):
+        rows, missing = list(table), _never
+    else:
+        kind = type(table).__name__
+        message = f"expected a path, a list of dicts or a data frame, found {kind}"
+        raise SpecError(Problem(message, shown))
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            message = f"row {number + 1} is of type {type(row).__name__}; expected a dict"
+            raise SpecError(Problem(message, shown))
+    found = _plain_rows(rows, shown, missing)
+    check_rows(found, shown)
+    return found
+
+
+def encoded(rows: Rows, shown: str) -> bytes:
+    """The bytes of a table. Raises SpecError, with the row, for what JSON cannot hold."""
+    try:
+        return encode_rows(rows)
+    except (ValueError, TypeError):
+        for number, row in enumerate(rows):
+            try:
+                encode_rows([row])
+            except (ValueError, TypeError) as error:
+                message = f"row {number + 1} cannot be kept as JSON: {error}"
+                raise SpecError(Problem(message, shown)) from None
+        raise
+
+
+def _json_lines(path: Path, shown: str) -> Rows:
+    data = path.read_bytes()
+    rows = decode_rows(data.removeprefix(b"\xef\xbb\xbf"), shown)
+    blank = any(not line.strip() for line in data.rstrip().split(b"\n"))
+    check_rows(rows, shown, None if blank else 1)
+    return rows
+
+
+def _json(path: Path, shown: str) -> Rows:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        rows = json.loads(path.read_bytes(), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        message = f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}"
+        raise SpecError(Problem(message, shown, error.lineno, error.colno)) from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(Problem(f"not JSON: {error}", shown)) from None
+    if not isinstance(rows, list):
+        message = "expected a list of objects; one object a line goes into a .jsonl file"
+        raise SpecError(Problem(message, shown))
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            message = f"row {number + 1} is not an object with column names"
+            raise SpecError(Problem(message, shown))
+    check_rows(rows, shown)
+    return rows
+
+
+def _csv(path: Path, shown: str) -> Rows:
+    types = f"auto_type_candidates={_CSV_TYPES}, sample_size=-1, header=true"
+    return _queried(f"SELECT * FROM read_csv($file, {types})", path, shown, first_line=2)
+
+
+def _parquet(path: Path, shown: str) -> Rows:
+    return _queried("SELECT * FROM read_parquet($file)", path, shown)
+
+
+def _queried(sql: str, path: Path, shown: str, first_line: int | None = None) -> Rows:
+    import duckdb
+
+    with duckdb.connect(":memory:") as database:
+        try:
+            # The name is a pattern to DuckDB.
+            found = database.execute(sql, {"file": glob.escape(str(path.resolve()))})
+            names = [column[0] for column in found.description]
+            values = found.fetchall()
+        except duckdb.Error as error:
+            raise SpecError(_refused(error, path, shown)) from None
+    records = [dict(zip(names, row, strict=True)) for row in values]
+    rows = _plain_rows(records, shown, _never)
+    check_rows(rows, shown, first_line)
+    return rows
+
+
+def _refused(error: Exception, path: Path, shown: str) -> Problem:
+    text = str(error).replace(glob.escape(str(path.resolve())), shown)
+    line = _CSV_LINE.search(text)
+    words = text.splitlines()[0].removeprefix("Invalid Input Error: ").strip()
+    kind = path.suffix.lower().removeprefix(".")
+    return Problem(f"not a sound {kind} file: {words}", shown, int(line[1]) if line else 0)
+
+
+def _plain_rows(
+    rows: Iterable[Mapping[Any, Any]], shown: str, missing: Callable[[Any], bool]
+) -> Rows:
+    found: Rows = []
+    for number, row in enumerate(rows):
+        plain: dict[str, Any] = {}
+        for column, value in row.items():
+            try:
+                plain[str(column)] = None if missing(value) else _plain(value)
+            except NotPlain as error:
+                message = f"row {number + 1}, column {str(column)!r}: {error}"
+                raise SpecError(Problem(message, shown)) from None
+        found.append(plain)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it. Raises NotPlain."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case float():
+            raise NotPlain(f"{value} has no place in JSON; make it null")
+        case decimal.Decimal() if value.is_finite():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case datetime.timedelta():
+            return value.total_seconds()
+        case uuid.UUID():
+            return str(value)
+        case Mapping():
+            return {str(key): _plain(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_plain(one) for one in value]
+    if hasattr(value, "tolist"):  # of numpy, without importing it
+        return _plain(value.tolist())
+    raise NotPlain(f"a value of type {type(value).__name__} has no place in JSON")
+
+
+def _is_missing(value: Any) -> bool:
+    """NaN, NaT and NA, none of which equals itself."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return type(value).__name__ == "NaTType" or (isinstance(value, float) and value != value)
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+def _beside(path: Path) -> str:
+    """The most similar name in the same directory, if one is similar."""
+    try:
+        names = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        return f" (and no directory {str(path.parent)!r})"
+    guess = nearest(path.name, names)
+    return guess if guess.startswith("; did you mean") else ""
+
+
+_READERS: Mapping[str, Callable[[Path, str], Rows]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,215 @@
+"""The composition root: settings -> stores, driver, routes; and the process that serves them."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from flowmesh import __version__
+from flowmesh.base.errors import Problem, SpecError, StoreError
+from flowmesh.operators.catalog import catalog
+from flowmesh.server import auth, blobs, models, problems, runs, schema, sync
+from flowmesh.server.driver import Driver
+from flowmesh.server.local_workers import LocalWorkers, WorkerOptions
+from flowmesh.stores.files import FileStore
+from flowmesh.stores.sqlite import Database
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+#: How long an attended server outlives its last client.
+ATTENDED_S = 3.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What `flowmesh up` was told.
+
+    Attributes:
+        home: directory of the journal, the store and the logs.
+        port: 0 for the one of last time if it is free, else any; `<home>/server.json` tells.
+        token: what workers and clients must present; required beyond loopback.
+        workers: local worker processes to keep running.
+        attended: leave by itself soon after the last client has gone.
+    """
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 8420
+    token: str | None = None
+    workers: int = 2
+    usd_per_hour: float = 0.0
+    memory_bytes: int | None = None
+    attended: bool = False
+
+    def check(self) -> None:
+        """Raises SpecError for settings that would be unsafe."""
+        if self.host not in LOOPBACK and not self.token:
+            raise SpecError(
+                Problem(
+                    f"listening on {self.host} needs an access token: set --token or "
+                    "FLOWMESH_TOKEN (any long random string), or listen on 127.0.0.1"
+                )
+            )
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    app = FastAPI(
+        title="FlowMesh",
+        version=__version__,
+        lifespan=lambda app: _lifespan(app, settings),
+        dependencies=[Depends(auth.check_token)],
+    )
+    app.state.token = settings.token
+    app.state.last_request_s = time.monotonic()
+    for part in (runs, blobs, models, sync):
+        app.include_router(part.routes)
+    problems.install(app)
+    app.middleware("http")(_note_request)
+
+    @app.get("/healthz", tags=["server"])
+    async def healthz() -> JSONResponse:
+        """200 when the server takes work."""
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    return app
+
+
+async def _note_request(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """An attended server counts what clients ask, not what workers do."""
+    if request.url.path not in ("/v1/sync", "/healthz"):
+        request.app.state.last_request_s = time.monotonic()
+    return await call_next(request)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI, settings: ServerSettings) -> AsyncIterator[None]:
+    store = FileStore(settings.home / "store")
+    database = Database(settings.home / "journal.db")
+    database.migrate(schema.MIGRATIONS)
+    driver = app.state.driver = Driver(database, store, catalog())
+    await driver.start()
+    try:
+        yield
+    finally:
+        await driver.close()
+
+
+def serve(settings: ServerSettings) -> int:
+    """Serve until told to stop; 0 for a clean end. Raises SpecError, StoreError at the start."""
+    settings.check()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    return asyncio.run(_Process(settings, listener, url).run())
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    """Take the port; with 0, the last one again, so that local workers find the new server."""
+    last = settings.home / "last-port"
+    if settings.port == 0 and last.exists():
+        with contextlib.suppress(OSError, ValueError):
+            return _bound(settings.host, int(last.read_text()))
+    try:
+        listener = _bound(settings.host, settings.port)
+    except OSError as error:
+        place = f"{settings.host}:{settings.port}"
+        raise StoreError(
+            f"cannot listen on {place}: {error.strerror}; choose another --port"
+        ) from error
+    if settings.port == 0:
+        last.write_text(str(listener.getsockname()[1]))
+    return listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class _Process:
+    """One server process: uvicorn, local workers, and the reasons to end."""
+
+    def __init__(self, settings: ServerSettings, listener: socket.socket, url: str) -> None:
+        self.settings = settings
+        self.listener = listener
+        self.url = url
+        self.app = create_app(settings)
+        config = uvicorn.Config(
+            self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
+        self.uvicorn = uvicorn.Server(config)
+        self.failed = False
+        self.workers = LocalWorkers(
+            settings.home,
+            settings.workers,
+            WorkerOptions(url, settings.token, settings.usd_per_hour, settings.memory_bytes),
+        )
+
+    async def run(self) -> int:
+        serving = asyncio.create_task(self.uvicorn.serve(sockets=[self.listener]))
+        try:
+            while not self.uvicorn.started and not serving.done():
+                await asyncio.sleep(0.01)
+            if self.uvicorn.started:
+                self._announce()
+                await self._watch(serving)
+            await serving
+        finally:
+            self._withdraw()
+            await self.workers.stop()
+        if not self.uvicorn.started:
+            return 1
+        return 1 if self.failed else 0
+
+    async def _watch(self, serving: "asyncio.Task[None]") -> None:
+        """Keep the workers running; end if the driver failed or nobody attends."""
+        driver: Driver = self.app.state.driver
+        while not serving.done():
+            self.workers.keep()
+            if driver.fatal.done():
+                _log.error("stopping: %s", driver.fatal.result())
+                self.failed = self.uvicorn.should_exit = True
+            if self.settings.attended and self._deserted(driver):
+                self.uvicorn.should_exit = True
+            await asyncio.wait([serving], timeout=0.25)
+
+    def _deserted(self, driver: Driver) -> bool:
+        idle_s = time.monotonic() - self.app.state.last_request_s
+        return not driver.signals.watched and idle_s > ATTENDED_S
+
+    def _announce(self) -> None:
+        """Tell local clients where the server is."""
+        path = self.settings.home / "server.json"
+        fresh = path.with_suffix(".new")
+        facts = {"url": self.url, "pid": os.getpid(), "token": self.settings.token}
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w") as file:
+            json.dump(facts, file)
+        fresh.replace(path)
+
+    def _withdraw(self) -> None:
+        path = self.settings.home / "server.json"
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            if json.loads(path.read_text())["pid"] == os.getpid():
+                path.unlink()

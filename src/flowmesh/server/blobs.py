@@ -1,0 +1,158 @@
+"""Blobs over HTTP: find missing, put, get; and the care of the store.
+
+Knowing a digest is no permission: a tenant reads what it put itself and what its own runs
+made or used. A worker, which carries out everybody's tasks, reads everything.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from flowmesh.base.digest import Digest
+from flowmesh.base.errors import BlobMissing, LimitExceeded, Problem, SpecError, StoreError
+from flowmesh.server.auth import Tenant, TheDriver, WorkerName
+from flowmesh.server.driver import Driver, now_ms
+from flowmesh.server.live import live_blobs
+from flowmesh.stores.gc import collect, verify
+from flowmesh.wire import Digests, StoreReport
+
+routes = APIRouter(prefix="/v1", tags=["store"])
+
+BLOB_LIMIT_BYTES = 64 << 30
+_HEX = frozenset("0123456789abcdef")
+
+
+@routes.post("/blobs/missing")
+async def missing(body: Digests, tenant: Tenant, driver: TheDriver) -> Digests:
+    """Those of `digests` that must be put before they are used."""
+    asked = [_digest(text) for text in body.digests]
+    there = await asyncio.to_thread(driver.store.has, asked)
+    return Digests(digests=[str(digest) for digest in asked if digest not in there])
+
+
+@routes.put("/blobs/{hex_hash}")
+async def put(hex_hash: str, request: Request, tenant: Tenant, driver: TheDriver) -> dict[str, str]:
+    """Keep the body's bytes. Its SHA-256 must be `hex_hash`."""
+    _check_hash(hex_hash)
+    with tempfile.TemporaryDirectory(prefix="flowmesh-put-") as folder:
+        path = Path(folder) / "body"
+        size_bytes = 0
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                size_bytes += len(chunk)
+                if size_bytes > BLOB_LIMIT_BYTES:
+                    raise LimitExceeded(f"a blob has at most {BLOB_LIMIT_BYTES} bytes")
+                await asyncio.to_thread(file.write, chunk)
+        expected = Digest(hex_hash, size_bytes)
+        digest = await asyncio.to_thread(driver.store.put, path, expected)
+    await _grant(driver, tenant, hex_hash)
+    return {"digest": str(digest)}
+
+
+@routes.post("/blobs/claim")
+async def claim(body: Digests, tenant: Tenant, driver: TheDriver) -> Digests:
+    """Say that these blobs, put into a store on the same disk, are the tenant's own."""
+    for text in body.digests:
+        await _grant(driver, tenant, _digest(text).hash)
+    return body
+
+
+@routes.get("/blobs/{hex_hash}", response_class=StreamingResponse)
+async def get(
+    hex_hash: str,
+    tenant: Tenant,
+    driver: TheDriver,
+    worker: WorkerName = "",
+    size: Annotated[int | None, Query(ge=0)] = None,
+) -> StreamingResponse:
+    """The bytes of a blob; `size` is known from its digest, or else looked up."""
+    _check_hash(hex_hash)
+    if not worker and not await asyncio.to_thread(_may_read, driver, tenant, hex_hash):
+        raise BlobMissing(f"sha256:{hex_hash}", f"the store of tenant {tenant}")
+    digest = await asyncio.to_thread(_sized, driver, hex_hash, size)
+    headers = {"content-length": str(digest.size_bytes)}
+    chunks: Iterator[bytes] = await asyncio.to_thread(driver.store.stream, digest)
+    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+
+
+@routes.post("/store/verify")
+async def verify_store(driver: TheDriver) -> StoreReport:
+    """Read every blob; damaged ones are set aside and listed."""
+    report = await asyncio.to_thread(verify, driver.store)
+    return StoreReport(
+        blobs=report.blobs, size_bytes=report.size_bytes, bad=[str(digest) for digest in report.bad]
+    )
+
+
+@routes.post("/store/gc")
+async def collect_garbage(
+    driver: TheDriver,
+    dry_run: bool = False,
+    grace_s: Annotated[int, Query(ge=300)] = 3600,
+) -> StoreReport:
+    """Remove what no run, result or model needs and nobody touched for `grace_s` seconds."""
+
+    def work() -> StoreReport:
+        live, trees = live_blobs(driver.database)
+        report = collect(
+            driver.store,
+            live=live,
+            trees=trees,
+            grace_ms=grace_s * 1000,
+            now_ms=now_ms(),
+            dry_run=dry_run,
+        )
+        return StoreReport(
+            blobs=report.blobs,
+            size_bytes=report.size_bytes,
+            removed=[str(digest) for digest in report.removed],
+            removed_bytes=report.removed_bytes,
+            dry_run=dry_run,
+        )
+
+    return await asyncio.to_thread(work)
+
+
+async def _grant(driver: Driver, tenant: str, hex_hash: str) -> None:
+    row = ("INSERT OR IGNORE INTO uploads VALUES (?, ?)", (tenant, hex_hash))
+    await asyncio.wrap_future(driver.database.write([row]))
+
+
+def _may_read(driver: Driver, tenant: str, hex_hash: str) -> bool:
+    like = f"sha256:{hex_hash}/%"
+    found = driver.database.read(
+        "SELECT 1 FROM uploads WHERE tenant = ? AND hash = ?"
+        " UNION ALL SELECT 1 FROM artifacts a JOIN runs r USING (run)"
+        " WHERE r.tenant = ? AND a.digest LIKE ?"
+        " UNION ALL SELECT 1 FROM uses u JOIN steps s USING (step) JOIN runs r USING (run)"
+        " WHERE r.tenant = ? AND u.digest LIKE ? LIMIT 1",
+        (tenant, hex_hash, tenant, like, tenant, like),
+    )
+    return bool(found)
+
+
+def _sized(driver: Driver, hex_hash: str, size: int | None) -> Digest:
+    """A hash without its length is no digest; a local store finds the length."""
+    if size is not None:
+        return Digest(hex_hash, size)
+    for info in driver.store.list():
+        if info.digest.hash == hex_hash:
+            return info.digest
+    raise BlobMissing(f"sha256:{hex_hash}", driver.store.name)
+
+
+def _digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except ValueError as error:
+        raise SpecError(Problem(str(error))) from None
+
+
+def _check_hash(hex_hash: str) -> None:
+    if len(hex_hash) != 64 or not _HEX.issuperset(hex_hash):
+        raise StoreError(f"{hex_hash[:80]!r} is not a SHA-256 in hex")

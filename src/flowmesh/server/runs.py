@@ -1,0 +1,107 @@
+"""Runs over HTTP. A handler parses, calls the driver once, and answers."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+
+from flowmesh.base.ids import RunId
+from flowmesh.server.auth import Tenant, TheDriver
+from flowmesh.server.driver import Driver
+from flowmesh.server.lineage import Lineage
+from flowmesh.server.views import Views, as_event
+from flowmesh.wire import CreateRun, LineageNode, RunPage, RunView
+
+routes = APIRouter(prefix="/v1", tags=["runs"])
+
+#: Least time between two events of one stream.
+EVENT_GAP_S = 0.1
+#: A comment is sent this often, so that proxies and clients know the stream lives.
+KEEP_ALIVE_S = 5.0
+
+
+def run_id(tenant: str, key: str) -> RunId:
+    """The same tenant and key give the same run."""
+    return RunId("r-" + hashlib.sha256(f"{tenant}/{key}".encode()).hexdigest()[:12])
+
+
+@routes.post("/runs", status_code=201)
+async def create_run(
+    body: CreateRun, tenant: Tenant, driver: TheDriver, response: Response
+) -> RunView:
+    """Start a run; it is durable once this answers. The same key gives the same run, with 200."""
+    run = run_id(body.tenant, body.key)
+    if not await driver.submit(body, run):
+        response.status_code = 200
+    return await asyncio.to_thread(Views(driver).run, run)
+
+
+@routes.get("/runs")
+async def list_runs(
+    driver: TheDriver,
+    tenant: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    after: str | None = None,
+) -> RunPage:
+    """Runs from the newest on, of one tenant or of all, without their steps."""
+    return await asyncio.to_thread(Views(driver).runs, tenant, limit, after)
+
+
+@routes.get("/runs/{run}")
+async def show_run(run: str, driver: TheDriver) -> RunView:
+    return await asyncio.to_thread(Views(driver).run, RunId(run))
+
+
+@routes.post("/runs/{run}/cancel")
+async def cancel_run(run: str, driver: TheDriver) -> RunView:
+    """End a run that has not settled; what nobody else waits for is stopped."""
+    views = Views(driver)
+    await asyncio.to_thread(views.run, RunId(run))
+    await driver.cancel(RunId(run))
+    return await asyncio.to_thread(views.run, RunId(run))
+
+
+@routes.get("/runs/{run}/events", response_class=StreamingResponse)
+async def watch_run(run: str, driver: TheDriver) -> StreamingResponse:
+    """Server-sent events: the run's view at each change, until it has settled."""
+    await asyncio.to_thread(Views(driver).run, RunId(run))
+    return StreamingResponse(_events(driver, RunId(run)), media_type="text/event-stream")
+
+
+async def _events(driver: Driver, run: RunId) -> AsyncIterator[bytes]:
+    views = Views(driver)
+    with driver.signals.watching(run) as changed:
+        while True:
+            changed.clear()
+            view = await asyncio.to_thread(views.run, run)
+            yield as_event(view)
+            if view.status != "running":
+                return
+            await asyncio.sleep(EVENT_GAP_S)
+            while not changed.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), KEEP_ALIVE_S)
+                    break
+                yield b": still here\n\n"
+
+
+@routes.get("/lineage")
+async def lineage(
+    tenant: Tenant,
+    driver: TheDriver,
+    digest: str = "",
+    run: str = "",
+    output: str = "",
+    row: Annotated[int | None, Query(ge=0)] = None,
+    direction: Annotated[str, Query(pattern="^(up|down)$")] = "up",
+) -> LineageNode:
+    """What an artifact, or a row of it, was made from (`up`) or used for (`down`)."""
+    question = Lineage(driver, tenant)
+    down = direction == "down"
+    if digest:
+        return await asyncio.to_thread(question.of_digest, digest, row, down=down)
+    return await asyncio.to_thread(question.of_output, run, output, row, down=down)

@@ -1,0 +1,63 @@
+"""The read models: tables made from the journal's records, in the same transaction.
+
+Only `project.py` writes `runs` to `uses`; they can be rebuilt by replaying the journal.
+`uploads` and `models` are registries of their own, written on request.
+"""
+
+from flowmesh.stores.sqlite import JOURNAL_TABLES
+
+VERSION_1 = (
+    *JOURNAL_TABLES,
+    """CREATE TABLE runs (
+        run TEXT PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL, status TEXT NOT NULL,
+        message TEXT NOT NULL DEFAULT '', submitted_ms INTEGER NOT NULL, settled_ms INTEGER,
+        request TEXT NOT NULL, batches INTEGER NOT NULL DEFAULT 0,
+        usd REAL NOT NULL DEFAULT 0, saved_usd REAL NOT NULL DEFAULT 0)""",
+    "CREATE INDEX runs_by_time ON runs (submitted_ms, run)",
+    """CREATE TABLE steps (
+        step TEXT PRIMARY KEY, run TEXT NOT NULL, position INTEGER NOT NULL,
+        name TEXT NOT NULL, op TEXT NOT NULL, status TEXT NOT NULL,
+        message TEXT NOT NULL DEFAULT '',
+        items INTEGER NOT NULL DEFAULT 0, pending INTEGER NOT NULL DEFAULT 0,
+        executed INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0,
+        joined INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+        items_blob TEXT NOT NULL DEFAULT '', outputs TEXT NOT NULL DEFAULT '{}',
+        origins TEXT NOT NULL DEFAULT '{}', settled_ms INTEGER)""",
+    "CREATE INDEX steps_by_run ON steps (run, position)",
+    # The action cache: what each fingerprint gave, and what that took.
+    """CREATE TABLE results (
+        task TEXT PRIMARY KEY, result TEXT NOT NULL, pack TEXT NOT NULL, line INTEGER NOT NULL,
+        batch_key TEXT NOT NULL, worker TEXT NOT NULL, lease INTEGER NOT NULL,
+        run TEXT NOT NULL, made_ms INTEGER NOT NULL, seconds REAL NOT NULL, usd REAL NOT NULL)
+        WITHOUT ROWID""",
+    """CREATE TABLE failures (
+        step TEXT NOT NULL, task TEXT NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL,
+        detail TEXT NOT NULL, at_ms INTEGER NOT NULL, PRIMARY KEY (step, task)) WITHOUT ROWID""",
+    """CREATE TABLE attempts (
+        lease INTEGER NOT NULL, task TEXT NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL,
+        at_ms INTEGER NOT NULL)""",
+    "CREATE INDEX attempts_by_task ON attempts (task)",
+    """CREATE TABLE leases (
+        lease INTEGER PRIMARY KEY, worker TEXT NOT NULL, batch_key TEXT NOT NULL,
+        tasks INTEGER NOT NULL, score TEXT NOT NULL, granted_ms INTEGER NOT NULL,
+        ended_ms INTEGER, reason TEXT NOT NULL DEFAULT '')""",
+    """CREATE TABLE lease_runs (
+        lease INTEGER NOT NULL, run TEXT NOT NULL, PRIMARY KEY (lease, run)) WITHOUT ROWID""",
+    "CREATE INDEX lease_runs_by_run ON lease_runs (run)",
+    # Lineage: what each step made, and what it was made from.
+    """CREATE TABLE artifacts (
+        digest TEXT NOT NULL, step TEXT NOT NULL, run TEXT NOT NULL, port TEXT NOT NULL,
+        kind TEXT NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (step, port)) WITHOUT ROWID""",
+    "CREATE INDEX artifacts_by_digest ON artifacts (digest)",
+    """CREATE TABLE uses (
+        digest TEXT NOT NULL, step TEXT NOT NULL, port TEXT NOT NULL, kind TEXT NOT NULL,
+        rows INTEGER NOT NULL, source TEXT NOT NULL, PRIMARY KEY (step, port)) WITHOUT ROWID""",
+    "CREATE INDEX uses_by_digest ON uses (digest)",
+    """CREATE TABLE uploads (
+        tenant TEXT NOT NULL, hash TEXT NOT NULL, PRIMARY KEY (tenant, hash)) WITHOUT ROWID""",
+    """CREATE TABLE models (
+        name TEXT PRIMARY KEY, artifact TEXT NOT NULL, source TEXT NOT NULL,
+        added_ms INTEGER NOT NULL) WITHOUT ROWID""",
+)
+
+MIGRATIONS = (VERSION_1,)

@@ -1,0 +1,153 @@
+"""What people see of runs: read from the tables, never from the core's memory."""
+
+import json
+from typing import Any
+
+from flowmesh.base.errors import NotFound
+from flowmesh.base.ids import RunId, StepId
+from flowmesh.server.driver import Driver, now_ms
+from flowmesh.server.steps import decode_outputs
+from flowmesh.server.submission import view_of
+from flowmesh.spec.nodes import Graph
+from flowmesh.wire import ArtifactView, RowFailure, RunPage, RunView, StepView, TaskCounts
+
+FAILURES_SHOWN = 20
+
+_RUN = "run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd"
+_STEP = "step, name, op, status, message, items, pending, executed, reused, joined, failed, outputs"
+
+
+class Views:
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._read = driver.database.read
+
+    def run(self, run: RunId) -> RunView:
+        """A run with its steps and first failures. Raises NotFound."""
+        rows = self._read(f"SELECT {_RUN} FROM runs WHERE run = ?", (run,))
+        if not rows:
+            raise NotFound(f"there is no run {run}; `flowmesh runs` lists those there are")
+        view = _run_view(rows[0])
+        steps = self._read(f"SELECT {_STEP} FROM steps WHERE run = ? ORDER BY position", (run,))
+        view.steps = [_step_view(row) for row in steps]
+        view.tasks = _total(view.steps)
+        if view.status == "succeeded":
+            view.outputs = _named_outputs(self._driver.submission(run).graph, view.steps)
+        view.failures = self._failures(run)
+        return view
+
+    def runs(self, tenant: str | None, limit: int, after: str | None) -> RunPage:
+        """Runs from the newest on, without their steps; `after` is a page's `next`."""
+        when, last = (after or "").split(":", 1) if after else (str(2**62), "")
+        found = self._read(
+            f"SELECT {_RUN} FROM runs WHERE (submitted_ms, run) < (?, ?)"
+            " AND (? IS NULL OR tenant = ?) ORDER BY submitted_ms DESC, run DESC LIMIT ?",
+            (int(when), last, tenant, tenant, limit + 1),
+        )
+        views = [_run_view(row) for row in found[:limit]]
+        for view in views:
+            counts = self._read(
+                "SELECT sum(executed), sum(reused), sum(joined), sum(failed), sum(pending)"
+                " FROM steps WHERE run = ?",
+                (view.run,),
+            )
+            view.tasks = _counts(*counts[0])
+        more = len(found) > limit
+        token = f"{views[-1].submitted_ms}:{views[-1].run}" if more else None
+        return RunPage(runs=views, next=token)
+
+    def _failures(self, run: RunId) -> list[RowFailure]:
+        found = self._read(
+            "SELECT f.step, f.task, f.kind, f.message, f.detail, s.name FROM failures f"
+            " JOIN steps s USING (step) WHERE s.run = ? ORDER BY s.position, f.at_ms LIMIT ?",
+            (run, FAILURES_SHOWN),
+        )
+        failed = [
+            RowFailure(step=name, row=row, sample=sample, kind=kind, message=message, detail=detail)
+            for step, task, kind, message, detail, name in found
+            for row, sample in self._rows_of(step, task)
+        ]
+        return [*failed, *self._refused(run)][:FAILURES_SHOWN]
+
+    def _rows_of(self, step: StepId, task: str) -> list[tuple[int, int]]:
+        items = self._driver.items(step).items
+        return [(item.row, item.sample) for item in items if item.task == task]
+
+    def _refused(self, run: RunId) -> list[RowFailure]:
+        """Rows of which no task could be made, in steps that have something wrong."""
+        found = self._read(
+            "SELECT step, name FROM steps WHERE run = ? AND items_blob != ''"
+            " AND items > executed + reused + joined + failed + pending",
+            (run,),
+        )
+        return [
+            RowFailure(step=name, row=row, sample=sample, kind="input", message=message)
+            for step, name in found
+            for row, sample, message in self._driver.items(step).refused
+        ]
+
+
+def _run_view(row: tuple[Any, ...]) -> RunView:
+    run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd = row
+    return RunView(
+        run=run,
+        tenant=tenant,
+        name=name,
+        status=status,
+        message=message,
+        submitted_ms=submitted_ms,
+        settled_ms=settled_ms,
+        seconds=((settled_ms or now_ms()) - submitted_ms) / 1000,
+        batches=batches,
+        cost_usd=usd,
+        saved_usd=saved_usd,
+    )
+
+
+def _step_view(row: tuple[Any, ...]) -> StepView:
+    _, name, op, status, message, items, pending, executed, reused, joined, failed, outputs = row
+    tasks = _counts(executed, reused, joined, failed, pending)
+    return StepView(
+        step=name,
+        op=op,
+        status=status,
+        message=message,
+        items=items,
+        done=tasks.total - pending,
+        tasks=tasks,
+        outputs={port: view_of(made) for port, made in decode_outputs(outputs).items()},
+    )
+
+
+def _counts(executed: int, reused: int, joined: int, failed: int, pending: int) -> TaskCounts:
+    return TaskCounts(
+        total=executed + reused + joined + failed + pending,
+        executed=executed,
+        reused=reused,
+        joined=joined,
+        failed=failed,
+    )
+
+
+def _total(steps: list[StepView]) -> TaskCounts:
+    return TaskCounts(
+        **{
+            name: sum(getattr(step.tasks, name) for step in steps)
+            for name in TaskCounts.model_fields
+        }
+    )
+
+
+def _named_outputs(graph: Graph, steps: list[StepView]) -> dict[str, ArtifactView]:
+    """The workflow's outputs; those of a skipped step are left out."""
+    made = {step.step: step.outputs for step in steps}
+    return {
+        name: made[source.step][source.port]
+        for name, source in graph.outputs.items()
+        if source.port in made[source.step]
+    }
+
+
+def as_event(view: RunView) -> bytes:
+    """One server-sent event."""
+    return b"event: run\ndata: " + json.dumps(view.model_dump(mode="json")).encode() + b"\n\n"

@@ -1,0 +1,166 @@
+"""What becomes of a batch's outcomes: time shared out, outputs sent, then the reports.
+
+A result is reported only when the server has every blob that it needs.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from flowmesh.base.digest import Digest
+from flowmesh.base.errors import FlowMeshError
+from flowmesh.runtimes.base import FailureKind
+from flowmesh.spec.action import Result
+from flowmesh.wire import LeaseBody, TaskReport
+from flowmesh.worker.cache import Cache, Pin
+from flowmesh.worker.frames import Frame
+
+#: Outcomes that come within this time are handed on together, and share its cost.
+COALESCE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A lease as this worker has it.
+
+    `wanted` are the tasks still asked for, and may shrink while it runs; `open` those not
+    reported yet.
+    """
+
+    lease: LeaseBody
+    send: Callable[[TaskReport], None]
+    wanted: set[str]
+    open: set[str]
+
+    def done(self, task: str, result: Result) -> None:
+        self._report(TaskReport(lease=self.lease.lease, task=task, result=result.encode()))
+
+    def failed(
+        self, task: str, kind: FailureKind, message: str, detail: str = "", seconds: float = 0.0
+    ) -> None:
+        failure = {"kind": kind.value, "message": message, "detail": detail, "seconds": seconds}
+        self._report(
+            TaskReport.model_validate({"lease": self.lease.lease, "task": task, **failure})
+        )
+
+    def _report(self, report: TaskReport) -> None:
+        self.open.remove(report.task)
+        self.send(report)
+
+
+class Delivery:
+    """The outcomes of one batch, from the child to the reports; made by `delivering`."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        tasks: Iterable[str],
+        cache: Cache,
+        pin: Pin,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self._assignment, self._cache, self._pin, self._group = assignment, cache, pin, group
+        self._waiting = dict.fromkeys(tasks)
+        self._arrived: list[Frame] = []
+        self._sending: dict[str, asyncio.Task[str]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, frame: Frame) -> None:
+        """An outcome, as `child.py` tells it."""
+        del self._waiting[frame["task"]]
+        self._arrived.append(frame)
+        if self._timer is None:
+            self._timer = self._loop.call_later(COALESCE_S, self.flush)
+
+    def rest_failed(self, kind: FailureKind, message: str) -> None:
+        """Whatever has no outcome by now failed, for this reason."""
+        self.flush()
+        for task, seconds in zip(
+            self._waiting, self._shares([0] * len(self._waiting)), strict=True
+        ):
+            self._assignment.failed(task, kind, message, seconds=seconds)
+        self._waiting.clear()
+
+    def flush(self) -> None:
+        """Hand on what has arrived since the last time."""
+        self.stop()
+        frames, self._arrived = self._arrived, []
+        results = [Result.decode(f["result"]) if "result" in f else None for f in frames]
+        tokens = [_tokens(result) for result in results]
+        for frame, result, seconds in zip(frames, results, self._shares(tokens), strict=True):
+            self._send(frame["puts"] + list(result.digests() if result else ()))
+            before = list(self._sending.values())
+            self._group.create_task(self._report(frame, result, seconds, before))
+
+    def _shares(self, tokens: list[int]) -> list[float]:
+        """The time since the last call, shared out among tasks with so many tokens."""
+        now = self._loop.time()
+        seconds, self._since = (now - self._since, now) if tokens else (0.0, self._since)
+        return shares(tokens, seconds)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _send(self, digests: Iterable[str]) -> None:
+        """Start to send what is not under way; the server has what it gave us itself."""
+        for text in digests:
+            digest = Digest.parse(text)
+            if text not in self._sending and digest not in self._pin:
+                self._sending[text] = self._group.create_task(self._sent(digest))
+
+    async def _sent(self, digest: Digest) -> str:
+        """Why a blob cannot be sent, or nothing once it was."""
+        try:
+            await self._cache.send(digest, self._pin)
+        except FlowMeshError as error:
+            return f"an output of this task cannot be stored: {error}"
+        return ""
+
+    async def _report(
+        self,
+        frame: Frame,
+        result: Result | None,
+        seconds: float,
+        before: list[asyncio.Task[str]],
+    ) -> None:
+        """Report a task when all that was sent `before` has arrived."""
+        faults = [fault for fault in await asyncio.gather(*before) if fault]
+        task = frame["task"]
+        if result is None:
+            kind = FailureKind(frame["kind"])
+            self._assignment.failed(task, kind, frame["message"], frame["detail"], seconds)
+        elif faults:
+            self._assignment.failed(task, FailureKind.TRANSIENT, faults[0], seconds=seconds)
+        else:
+            # What a runtime has measured itself stays.
+            usage = replace(result.usage, seconds=result.usage.seconds or seconds)
+            self._assignment.done(task, replace(result, usage=usage))
+
+
+@asynccontextmanager
+async def delivering(
+    assignment: Assignment, tasks: Iterable[str], cache: Cache, pin: Pin
+) -> AsyncIterator[Delivery]:
+    """Deliver the outcomes of a batch of `tasks`; ends when all of them were reported."""
+    async with asyncio.TaskGroup() as group:
+        delivery = Delivery(assignment, tasks, cache, pin, group)
+        try:
+            yield delivery
+            delivery.flush()
+        finally:
+            delivery.stop()
+
+
+def shares(tokens: list[int], seconds: float) -> list[float]:
+    """Share time out by tokens, or equally where none were counted."""
+    total = sum(tokens)
+    return [seconds * (count / total if total else 1 / len(tokens)) for count in tokens]
+
+
+def _tokens(result: Result | None) -> int:
+    return result.usage.prompt_tokens + result.usage.generated_tokens if result else 0

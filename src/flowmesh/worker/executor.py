@@ -1,0 +1,186 @@
+"""Runs one lease: documents, inputs, a batch in a child process, outputs, reports.
+
+Every task of a lease is reported once, whatever happens, unless the lease is taken back.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowmesh.base.digest import Digest, fingerprint
+from flowmesh.base.errors import FlowMeshError
+from flowmesh.runtimes.base import FailureKind
+from flowmesh.spec.action import Action, artifacts_of
+from flowmesh.spec.operator import Operator
+from flowmesh.wire import LeaseTask
+from flowmesh.worker import frames
+from flowmesh.worker.cache import Cache, Pin
+from flowmesh.worker.children import ChildDied, ChildKey, Children, NoChild
+from flowmesh.worker.delivery import Assignment, Delivery, delivering
+from flowmesh.worker.offers import preloads
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    id: str
+    document: Mapping[str, Any]
+    action: Action
+
+
+class Executor:
+    """Runs leases, at most `slots` batches at one time."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        children: Children,
+        operators: Mapping[str, Operator],
+        *,
+        scratch: Path,
+        slots: int,
+    ) -> None:
+        self._cache, self._children, self._operators = cache, children, operators
+        self._preloads = preloads(operators.values())
+        self._scratch = scratch
+        self._slots = asyncio.Semaphore(slots)
+
+    async def run(self, assignment: Assignment) -> None:
+        """Run a lease and report each of its tasks. Cancelled: kill what runs, report no more."""
+        with self._cache.pin() as pin:
+            tasks = await self._read(assignment, pin)
+            tasks, tree_bytes = await self._fetch(assignment, tasks, pin)
+            async with self._slots:
+                # The lease may have become smaller while we waited.
+                tasks = [task for task in tasks if task.id in assignment.wanted]
+                if tasks:
+                    await self._execute(assignment, tasks, tree_bytes, pin)
+
+    async def _read(self, assignment: Assignment, pin: Pin) -> list[_Task]:
+        """The action documents, each checked to be what its task is named after."""
+        tasks: list[_Task] = []
+        packs: dict[str, list[bytes] | str] = {}
+        for named in assignment.lease.tasks:
+            if named.pack not in packs:
+                packs[named.pack] = await self._pack(named.pack, pin)
+            lines = packs[named.pack]
+            if isinstance(lines, str):
+                assignment.failed(named.task, FailureKind.TRANSIENT, lines)
+                continue
+            task = _document(named, lines)
+            fault = task if isinstance(task, str) else self._misfit(task, tasks)
+            if isinstance(task, str) or fault:
+                assignment.failed(named.task, FailureKind.INTERNAL, fault)
+            else:
+                tasks.append(task)
+        return tasks
+
+    async def _pack(self, pack: str, pin: Pin) -> list[bytes] | str:
+        """The lines of a pack, or why there are none."""
+        try:
+            path = await self._cache.blob(Digest.parse(pack), pin)
+        except (FlowMeshError, ValueError) as error:
+            return f"the pack of this task's document: {error}"
+        return (await asyncio.to_thread(path.read_bytes)).splitlines()
+
+    def _misfit(self, task: _Task, others: list[_Task]) -> str:
+        """Why this worker cannot run a task in a batch with the others, or nothing."""
+        action = task.action
+        operator = self._operators.get(action.op)
+        if operator is None or operator.version != action.version:
+            ours = f"has version {operator.version}" if operator else "has no such operator"
+            return f"the task asks for {action.op} version {action.version}, the worker {ours}"
+        if others and self._batchable(others[0].action) != self._batchable(action):
+            return "the task is of another batch key than the rest of its lease"
+        return ""
+
+    def _batchable(self, action: Action) -> tuple[object, ...]:
+        return action.op, action.version, action.engine, self._models(action)
+
+    def _models(self, action: Action) -> tuple[str, ...]:
+        ports = self._operators[action.op].inputs
+        bound = [action.inputs[p] for p in ports if ports[p].kind == "model" and p in action.inputs]
+        return tuple(artifact.digest for one in bound for artifact in artifacts_of(one))
+
+    async def _fetch(
+        self, assignment: Assignment, tasks: list[_Task], pin: Pin
+    ) -> tuple[list[_Task], int]:
+        """Bring every input here; the tasks that have theirs, and the bytes of their trees."""
+        needed = {(a.kind == "tree", a.digest) for task in tasks for a in task.action.artifacts()}
+        asked = [(tree, Digest.parse(digest)) for tree, digest in sorted(needed)]
+        got = await asyncio.gather(*(self._input(tree, digest, pin) for tree, digest in asked))
+        faults = {str(digest): fault for (_, digest), (fault, _) in zip(asked, got, strict=True)}
+        ready = []
+        for task in tasks:
+            lacking = [fault for a in task.action.artifacts() if (fault := faults[a.digest])]
+            if lacking:
+                assignment.failed(task.id, FailureKind.TRANSIENT, lacking[0])
+            else:
+                ready.append(task)
+        return ready, sum(size_bytes for _, size_bytes in got)
+
+    async def _input(self, tree: bool, digest: Digest, pin: Pin) -> tuple[str, int]:
+        """Why an input cannot be had (or nothing), and its bytes if it is a tree."""
+        try:
+            if tree:
+                return "", await self._cache.tree(digest, pin)
+            await self._cache.blob(digest, pin)
+        except FlowMeshError as error:
+            return f"an input of this task cannot be had: {error}", 0
+        return "", 0
+
+    async def _execute(
+        self, assignment: Assignment, tasks: list[_Task], tree_bytes: int, pin: Pin
+    ) -> None:
+        action = tasks[0].action
+        operator = self._operators[action.op]
+        key = ChildKey(
+            self._preloads[operator.runtime],
+            operator.runtime,
+            action.engine,
+            self._models(action),
+        )
+        scratch = self._scratch / str(assignment.lease.lease)
+        order = {
+            "works": [{"task": task.id, "action": task.document} for task in tasks],
+            "entry": operator.entry,
+            "engine": action.engine,
+            "batch_key": assignment.lease.batch_key,
+            "scratch": str(scratch),
+        }
+        ids = [task.id for task in tasks]
+        try:
+            async with delivering(assignment, ids, self._cache, pin) as delivery:
+                await self._converse(key, tree_bytes, order, delivery)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    async def _converse(
+        self, key: ChildKey, tree_bytes: int, order: frames.Frame, delivery: Delivery
+    ) -> None:
+        """Have a child run the batch; whatever it leaves open, failed with it."""
+        try:
+            async with self._children.lend(key, tree_bytes) as child:
+                async for outcome in child.batch(order):
+                    delivery.add(outcome)
+        except NoChild as error:
+            delivery.rest_failed(FailureKind.TRANSIENT, str(error))
+        except ChildDied as error:
+            delivery.rest_failed(FailureKind.CRASH, f"the process that ran this task {error}")
+
+
+def _document(named: LeaseTask, lines: list[bytes]) -> _Task | str:
+    """The task a line of a pack stands for, or what is wrong with it."""
+    if not 0 <= named.line < len(lines):
+        return f"its pack has {len(lines)} lines, and the lease names line {named.line}"
+    try:
+        document = json.loads(lines[named.line])
+        found = fingerprint(document)
+        if found != named.task:
+            return f"line {named.line} of its pack is the document of task {found}"
+        return _Task(named.task, document, Action.of(document))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"line {named.line} of its pack is no action document: {error!r}"

@@ -1,0 +1,47 @@
+"""How a worker is set up; the command line fills this in, nothing here reads the environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flowmesh.operators.catalog import catalog
+from flowmesh.spec.operator import Operator
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """One worker process.
+
+    Attributes:
+        server: `http://host:port`.
+        home: this worker's own directory, made if missing: its cache lies there.
+        token: what the server asks for, if it does.
+        name: start of the worker's id, which is new with each start; the host's name if empty.
+        store: directory of the server's blob store, where both are on one machine: blobs
+            are then used in place, and nothing is copied or sent.
+        cache_bytes: limit of the cache under `home`.
+        threads: of each child process.
+        memory_bytes: limit of all children's memory: idle ones are ended before another
+            would exceed it. 0 is no limit.
+        usd_per_hour: what the machine costs.
+        slots: batches at one time.
+        runtimes: offer these only; all that this machine can run if None.
+        exit_when_orphaned_s: leave after so long without a word from the server; never if None.
+        poll_ms: how long the server may hold its answer.
+        operators: what this worker can be asked for.
+    """
+
+    server: str
+    home: Path
+    token: str | None = None
+    name: str = ""
+    store: Path | None = None
+    cache_bytes: int = 50 << 30
+    threads: int = 1
+    memory_bytes: int = 0
+    usd_per_hour: float = 0.0
+    slots: int = 1
+    runtimes: tuple[str, ...] | None = None
+    exit_when_orphaned_s: float | None = None
+    poll_ms: int = 10_000
+    operators: Mapping[str, Operator] = field(default_factory=catalog)

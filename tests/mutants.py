@@ -1,0 +1,108 @@
+"""Break the core on purpose, one line at a time: every mutant must be caught by the tests.
+
+Run by `make mutants`. Each mutant is made in a copy of the package, and the fast tests of the
+core are run against it. One that lives is a missing test or a needless line.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TESTS = ["tests/unit/test_core_sharing.py", "tests/unit/test_core_placement.py"]
+TESTS += ["tests/properties/test_core.py", "tests/simulation"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = [
+    # Leases and workers
+    Mutant("plan.py", "if state.now_ms - worker.heard_ms >= LEASE_MS:", "if False:"),
+    Mutant("tasks.py", "current or task.spec.pure", "True"),
+    Mutant("tasks.py", "current or task.spec.pure", "current"),
+    Mutant("tasks.py", "result.failure is not None and current:", "result.failure is not None:"),
+    Mutant("tasks.py", "if task is None or task.status is TaskStatus.SUCCEEDED:\n        return\n    lease =", "if task is None:\n        return\n    lease ="),
+    Mutant("apply.py", "put_worker(replace(worker, heard_ms=state.now_ms))", "put_worker(worker)"),
+    Mutant("apply.py", "leases=old.leases if old else ()", "leases=()"),
+    Mutant("apply.py", "    state.idle.pop(worker.id, None)\n", ""),
+    Mutant("tasks.py", "    held = tuple(other for other in worker.leases if other != lease_id)", "    held = worker.leases"),
+    # Sharing
+    Mutant("tasks.py", "if task is not None and task.status is TaskStatus.SUCCEEDED:\n        return False", "if False:\n        return False"),
+    Mutant("tasks.py", "        if not state.wants[task_id]:\n            _drop(state, task)\n            continue\n", "        if not state.wants[task_id]:\n            continue\n"),
+    Mutant("tasks.py", "if task.owner == step_id:", "if False:"),
+    Mutant("tasks.py", "best = max(runs, key=lambda run: run.priority)", "best = runs[0]"),
+    Mutant("tasks.py", "if state.now_ms - done_ms < RETAIN_MS:", "if False:"),
+    Mutant("tasks.py", "            state.failing[step_id] = None\n", ""),
+    # Life of runs and steps
+    Mutant("apply.py", "if run.id in state.runs or run.id in state.settled_ms:", "if run.id in state.runs:"),
+    Mutant("apply.py", "if step is None or step.status is not StepStatus.ASSEMBLING:", "if step is None:"),
+    Mutant("apply.py", "if step is None or step.status is not StepStatus.EXPANDING:", "if step is None:"),
+    Mutant("apply.py", "        tasks.unwant(state, step_id)\n", ""),
+    Mutant("apply.py", "        if not waiting.missing:\n", "        if True:\n"),
+    Mutant("apply.py", "    if not pending:\n", "    if False:\n"),
+    # Retries
+    Mutant("retry.py", "crashed.crashes >= CRASH_LIMIT", "False"),
+    Mutant("retry.py", "(batch_size + 1) // 2", "batch_size"),
+    Mutant("retry.py", "lost.losses >= LOSS_LIMIT", "True"),
+    Mutant("retry.py", "tried.attempts >= limit", "False"),
+    Mutant("tasks.py", "if due_ms <= state.now_ms]", "if False]"),
+    Mutant("apply.py", "_remove_worker(state, event, counts=False)", "_remove_worker(state, event, counts=True)"),
+    # Placement
+    Mutant("plan.py", "if key.runtime in worker.runtimes:", "if True:"),
+    Mutant("plan.py", "        if len(picked) >= limit:\n            break\n", ""),
+    Mutant("plan.py", "and state.now_ms < task.due_ms + AVOID_MS", ""),
+    Mutant("plan.py", "if others and task.avoid == worker.id", "if False and task.avoid == worker.id"),
+    Mutant("pool.py", "min(waiting, key=lambda name: (virtual[name], name))", "min(waiting)"),
+    Mutant("pool.py", "sorted(queues, reverse=True)", "sorted(queues)"),
+    Mutant("apply.py", "max(virtual_usd, min(others, default=0.0))", "virtual_usd"),
+    Mutant("apply.py", "share = seconds * VIRTUAL_USD_PER_S / len(waiting) / tenant.weight", "share = seconds * VIRTUAL_USD_PER_S / len(waiting)"),
+    Mutant("utility.py", "urgent = worth * option.wait_s / weights.patience_s", "urgent = 0.0"),
+    Mutant("utility.py", "self.value + self.urgency - self.cost - self.start", "self.value + self.urgency - self.cost"),
+    # Replay
+    Mutant("machine.py", "            apply(self.state, record)\n\n    def desired", "            self.step(record)\n\n    def desired"),
+]  # fmt: skip
+
+
+def caught(mutant: Mutant, folder: Path) -> bool:
+    """Whether a test fails on the mutant."""
+    package = folder / "flowmesh"
+    shutil.copytree(ROOT / "src" / "flowmesh", package)
+    path = package / "core" / mutant.file
+    text = path.read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.file} has not once: {mutant.old}"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    environment = {**os.environ, "PYTHONPATH": str(folder), "SIM_SEEDS": "60"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=600)
+    return ended.returncode == 1
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    alive = []
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.file in wanted]
+    for number, mutant in enumerate(chosen, 1):
+        with tempfile.TemporaryDirectory() as folder:
+            dead = caught(mutant, Path(folder))
+        line = mutant.old.strip().splitlines()[0]
+        print(
+            f"{number:2}/{len(chosen)} {'caught' if dead else 'LIVES '}  {mutant.file}: {line}",
+            flush=True,
+        )
+        if not dead:
+            alive.append(mutant)
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} caught")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,114 @@
+"""Small histories for tests of the core: a plane, a clock, runs of one step."""
+
+from dataclasses import dataclass, field
+
+from flowmesh.base.ids import RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.core.check import check
+from flowmesh.core.decisions import Decision, GrantLease
+from flowmesh.core.events import (
+    Event,
+    RunSubmitted,
+    StepAssembled,
+    StepExpanded,
+    TaskResult,
+    WorkerSynced,
+)
+from flowmesh.core.machine import ControlPlane
+from flowmesh.core.records import Failure, OnError, Run, RunStatus, Step, TaskSpec
+from flowmesh.core.state import Changes
+
+
+def spec(name: str, *, key: str = "k", work: float = 1.0, max_batch: int = 4) -> TaskSpec:
+    return TaskSpec(TaskId(name), key, "models", work, max_batch, "pack", 0)
+
+
+@dataclass
+class Bench:
+    """Drives a plane by hand; every step is checked, every record is journaled."""
+
+    plane: ControlPlane = field(default_factory=ControlPlane)
+    now_ms: int = 0
+    journal: list[Event | Decision] = field(default_factory=list)
+    runs: dict[RunId, Run] = field(default_factory=dict)
+    steps: dict[StepId, Step] = field(default_factory=dict)
+    last: Changes = field(default_factory=Changes)
+
+    def step(self, event: Event) -> list[Decision]:
+        decisions = self.plane.step(event)
+        self.journal += [event, *decisions]
+        check(self.plane.state)
+        self.last = self.plane.state.drain()
+        self.runs |= self.last.runs
+        self.steps |= self.last.steps
+        return decisions
+
+    def submit(
+        self,
+        name: str,
+        tasks: list[TaskSpec],
+        *,
+        tenant: str = "t",
+        priority: int = 0,
+        weight: float = 1.0,
+        on_error: OnError = OnError.FAIL,
+        found: int = 0,
+    ) -> StepId:
+        """A run of one step, expanded at once."""
+        run, step_id = RunId(name), StepId(f"{name}/only")
+        step = Step(step_id, run, (), on_error)
+        record = Run(run, TenantId(tenant), priority, (step_id,), self.now_ms, weight)
+        self.step(RunSubmitted(self.now_ms, record, (step,)))
+        self.step(
+            StepExpanded(self.now_ms, step_id, len(tasks) + found, found, wanted=tuple(tasks))
+        )
+        return step_id
+
+    def assemble(self, step: StepId, error: str = "") -> None:
+        self.step(StepAssembled(self.now_ms, step, error))
+
+    def sync(
+        self,
+        worker: str = "w",
+        *,
+        done: list[str] | None = None,
+        failed: dict[str, Failure] | None = None,
+        slots: int = 1,
+        seconds: float = 1.0,
+        leaving: bool = False,
+        usd_per_hour: float = 0.0,
+        warm: tuple[str, ...] = (),
+    ) -> list[tuple[str, ...]]:
+        """Report and return the batches that the worker should be running now."""
+        held = {
+            task: lease.id for lease, left in self.plane.desired(WorkerId(worker)) for task in left
+        }
+        ends = {**dict.fromkeys(done or [], None), **(failed or {})}
+        results = tuple(
+            TaskResult(
+                held.get(TaskId(task), 0), TaskId(task), end, "out", str(end or ""), seconds=seconds
+            )
+            for task, end in ends.items()
+        )
+        self.step(
+            WorkerSynced(
+                self.now_ms,
+                WorkerId(worker),
+                ("models",),
+                slots,
+                usd_per_hour,
+                warm,
+                results,
+                leaving,
+            )
+        )
+        return self.running(worker)
+
+    def running(self, worker: str = "w") -> list[tuple[str, ...]]:
+        return [left for _, left in self.plane.desired(WorkerId(worker))]
+
+    def status(self, run: str) -> RunStatus:
+        return self.runs[RunId(run)].status
+
+
+def granted(decisions: list[Decision]) -> list[GrantLease]:
+    return [decision for decision in decisions if isinstance(decision, GrantLease)]
