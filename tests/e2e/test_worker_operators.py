@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,8 @@ async def test_tables_and_functions(server: FakeServer, tmp_path: Path) -> None:
     table = Artifact("table", str(server.put(b'{"n":1}\n{"n":2}\n')))
     query = action(TRANSFORM, {"tables": {"t": table}}, sql="SELECT sum(n) AS s FROM t")
     file = Artifact("file", str(server.put(b"def double(row):\n    return {'d': row['n'] * 2}\n")))
-    params = PYTHON.params.model_validate({"function": "double"})
-    task = PYTHON.task(params, params.model_dump(mode="json") | {"row": {"n": 4}}, 0)
-    call = Action("python", PYTHON.version, task, {"file": file})
+    plain = action(PYTHON, {"file": file}, function="double")
+    call = replace(plain, params={**plain.params, "row": {"n": 4}})
     [summed] = await server.results(*await server.grant(1, query))
     [called] = await server.results(*await server.grant(2, call))
     assert server.blobs[summed.outputs["rows"].address.hash] == b'{"s":3}\n'

@@ -30,7 +30,7 @@ QUESTIONS = [
     "Give me a synonym for quick.",
     "What do bees make?",
 ]
-TOKENS = 20
+TOKENS = 16
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_an_answer_is_the_same_in_any_company(weights: Weights, temperature: flo
     together = answers(weights, wanted)
     assert len({answer.text for answer in together}) == len(wanted)
     assert [answers(weights, [one])[0] for one in wanted] == together
-    order = random.Random(2).sample(range(len(wanted)), 7)
+    order = random.Random(2).sample(range(len(wanted)), 5)
     assert answers(weights, [wanted[index] for index in order]) == [together[i] for i in order]
 
 

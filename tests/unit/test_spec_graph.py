@@ -227,6 +227,12 @@ REFUSED = {
         1,
         "the rows already have a column 'topic', which write adds; give another name with `into`",
     ),
+    "column that quarantine adds": (
+        f"a: {{{WRITE}, prompt: x, into: error}}\n"
+        "b: {op: render, rows: '${steps.a}', template: x,\n  on_error: quarantine}",
+        2,
+        "the rows already have a column 'error', which quarantine adds",
+    ),
     "cycle": (
         "a: {op: render, template: x, rows: '${steps.c}'}\n"
         "b: {op: render, template: x, rows: '${steps.a}'}\n"

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+from flowmesh.base.digest import Digest
 from flowmesh.base.errors import (
     AccessDenied,
     FlowMeshError,
@@ -21,6 +23,7 @@ from flowmesh.wire import ErrorBody
 from flowmesh.worker import agent, frames
 from flowmesh.worker.delivery import shares
 from flowmesh.worker.offers import offered, preloads
+from flowmesh.worker.packs import REMEMBERED, Packs
 from flowmesh.worker.process import memory_bytes
 from flowmesh.worker.settings import WorkerSettings
 from flowmesh.worker.transport import Refused, Transport, backoff_s, verdict
@@ -74,6 +77,32 @@ def test_operators_of_one_runtime_share_what_is_imported_beforehand() -> None:
     for operator in catalog().values():
         if operator.runtime == "transformers":
             assert set(operator.preload) <= set(shared)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_lines_of_a_pack_are_found_by_number(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "pack"
+    path.write_bytes(b"zero\n\n" + b"two" + end)
+    packs = Packs()
+    for _ in range(2):  # the second time by memory
+        lines = packs.lines(Digest.of(path.read_bytes()), path, [2, 0, 1, 3, -1])
+        assert lines == {0: b"zero\n", 1: b"\n", 2: b"two" + end}
+
+
+def test_a_pack_may_be_empty_and_many_are_not_remembered_for_ever(tmp_path: Path) -> None:
+    packs = Packs()
+    for number in range(2 * REMEMBERED):
+        path = tmp_path / str(number)
+        path.write_text(str(number) if number else "")
+        expected = {0: str(number).encode()} if number else {}
+        assert packs.lines(Digest.of(path.read_bytes()), path, [0]) == expected
+    assert len(packs._starts) == REMEMBERED
+
+
+def test_a_worker_is_light() -> None:
+    heavy = "{'torch', 'transformers', 'duckdb', 'pandas'}"
+    code = f"import flowmesh.worker.agent, sys; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_waits_grow_and_are_bounded() -> None:

@@ -16,7 +16,7 @@ from flowmesh.spec.action import Action, Result
 from flowmesh.wire import LeaseBody, LeaseTask, SyncAnswer, SyncRequest, TaskReport
 
 #: No wait of a test is longer; one that is has failed.
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 
 class _Uvicorn(uvicorn.Server):

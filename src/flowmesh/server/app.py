@@ -7,13 +7,15 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
+from starlette.datastructures import State
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flowmesh import __version__
 from flowmesh.base.errors import Problem, SpecError, StoreError
@@ -75,7 +77,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     for part in (runs, blobs, models, sync):
         app.include_router(part.routes)
     problems.install(app)
-    app.middleware("http")(_note_request)
+    app.add_middleware(_NoteRequests, state=app.state)
 
     @app.get("/healthz", tags=["server"])
     async def healthz() -> JSONResponse:
@@ -85,13 +87,17 @@ def create_app(settings: ServerSettings) -> FastAPI:
     return app
 
 
-async def _note_request(
-    request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
+class _NoteRequests:
     """An attended server counts what clients ask, not what workers do."""
-    if request.url.path not in ("/v1/sync", "/healthz"):
-        request.app.state.last_request_s = time.monotonic()
-    return await call_next(request)
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in ("/v1/sync", "/healthz"):
+            self._state.last_request_s = time.monotonic()
+        await self._app(scope, receive, send)
 
 
 @contextlib.asynccontextmanager
@@ -192,6 +198,8 @@ class _Process:
                 self.failed = self.uvicorn.should_exit = True
             if self.settings.attended and self._deserted(driver):
                 self.uvicorn.should_exit = True
+            if self.uvicorn.should_exit:
+                driver.signals.close()
             await asyncio.wait([serving], timeout=0.25)
 
     def _deserted(self, driver: Driver) -> bool:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from flowmesh.base.errors import BlobMissing, StoreError
@@ -27,7 +27,7 @@ from flowmesh.core.events import (
     WorkerSynced,
 )
 from flowmesh.core.machine import ControlPlane
-from flowmesh.core.records import Failure, StepStatus
+from flowmesh.core.records import Failure, Step, StepStatus
 from flowmesh.core.state import Changes, State
 from flowmesh.server.items import Items
 from flowmesh.server.project import RunRecord, pack, statements
@@ -83,6 +83,7 @@ class Driver:
         self._performing: set[tuple[StepId, StepStatus]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._since_checkpoint = 0
+        self._last: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.plane = self._recovered()
 
     def _recovered(self) -> ControlPlane:
@@ -96,7 +97,9 @@ class Driver:
 
     async def start(self) -> None:
         """Take up the work where the journal left it."""
+        left = self.plane.outstanding()
         await self._step(PlaneStarted(now_ms()))
+        self._take_up(left)
         self._spawn(self._ticks())
 
     async def close(self) -> None:
@@ -153,13 +156,14 @@ class Driver:
             news.clear()
             leases = [] if request.leaving else self._desired(worker)
             told = {lease.lease for lease in leases} != set(request.running)
-            if settled or told or request.leaving:
+            if settled or told or request.leaving or self.signals.closing:
                 break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(deadline - time.monotonic()):
                     await news.wait()
                     continue
             break
+        await self._durable()
         return SyncAnswer(leases=leases, settled=settled)
 
     def _desired(self, worker: WorkerId) -> list[LeaseBody]:
@@ -182,17 +186,21 @@ class Driver:
         changes = self.plane.state.drain()
         records = self._codec.encode_many([event, *decisions])
         rows = statements(event, decisions, changes)
-        appended = asyncio.wrap_future(self._journal.append(event.at_ms, records, rows))
-        try:
-            await asyncio.shield(appended)
-        except StoreError as error:
-            self._stop(str(error))
-            raise
+        self._last = asyncio.wrap_future(self._journal.append(event.at_ms, records, rows))
+        await self._durable()
         self._since_checkpoint += 1
         self._perform(changes)
         if self._since_checkpoint >= CHECKPOINT_RECORDS:
             self._since_checkpoint = 0
             self._spawn(self._checkpoint())
+
+    async def _durable(self) -> None:
+        """Wait until every record made so far is durable: only then may it be told or done."""
+        try:
+            await asyncio.shield(self._last)
+        except StoreError as error:
+            self._stop(str(error))
+            raise
 
     async def _checkpoint(self) -> None:
         """Keep the state, once every record behind it is durable."""
@@ -209,8 +217,14 @@ class Driver:
         touched = {step.run for step in changes.steps.values()} | changes.runs.keys()
         for run in touched:
             self.signals.run_changed(run)
-        for step in self.plane.outstanding():
+        self._take_up(changes.steps.values())
+
+    def _take_up(self, steps: Iterable[Step]) -> None:
+        """Expand and assemble those of `steps` that the core waits for."""
+        for step in steps:
             key = (step.id, step.status)
+            if step.status not in (StepStatus.EXPANDING, StepStatus.ASSEMBLING):
+                continue
             if key not in self._performing:
                 self._performing.add(key)
                 self._spawn(self._do(*key))

@@ -79,7 +79,7 @@ async def _events(driver: Driver, run: RunId) -> AsyncIterator[bytes]:
             changed.clear()
             view = await asyncio.to_thread(views.run, run)
             yield as_event(view)
-            if view.status != "running":
+            if view.status != "running" or driver.signals.closing:
                 return
             await asyncio.sleep(EVENT_GAP_S)
             while not changed.is_set():

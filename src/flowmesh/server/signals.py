@@ -9,6 +9,8 @@ from flowmesh.base.ids import RunId, WorkerId
 
 class Signals:
     def __init__(self) -> None:
+        #: The server ends: whoever waits answers at once.
+        self.closing = False
         self._workers: dict[WorkerId, asyncio.Event] = {}
         self._watchers: dict[RunId, list[asyncio.Event]] = {}
 
@@ -35,3 +37,12 @@ class Signals:
     @property
     def watched(self) -> bool:
         return bool(self._watchers)
+
+    def close(self) -> None:
+        """Wake everybody, for the last time."""
+        self.closing = True
+        for event in (
+            *self._workers.values(),
+            *(e for found in self._watchers.values() for e in found),
+        ):
+            event.set()

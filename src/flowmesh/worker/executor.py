@@ -22,6 +22,7 @@ from flowmesh.worker.cache import Cache, Pin
 from flowmesh.worker.children import ChildDied, ChildKey, Children, NoChild
 from flowmesh.worker.delivery import Assignment, Delivery, delivering
 from flowmesh.worker.offers import preloads
+from flowmesh.worker.packs import Packs
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Executor:
         self._cache, self._children, self._operators = cache, children, operators
         self._preloads = preloads(operators.values())
         self._scratch = scratch
+        self._packs = Packs()
         self._slots = asyncio.Semaphore(slots)
 
     async def run(self, assignment: Assignment) -> None:
@@ -61,11 +63,12 @@ class Executor:
 
     async def _read(self, assignment: Assignment, pin: Pin) -> list[_Task]:
         """The action documents, each checked to be what its task is named after."""
-        tasks: list[_Task] = []
-        packs: dict[str, list[bytes] | str] = {}
+        numbers: dict[str, list[int]] = {}
         for named in assignment.lease.tasks:
-            if named.pack not in packs:
-                packs[named.pack] = await self._pack(named.pack, pin)
+            numbers.setdefault(named.pack, []).append(named.line)
+        packs = {pack: await self._lines(pack, lines, pin) for pack, lines in numbers.items()}
+        tasks: list[_Task] = []
+        for named in assignment.lease.tasks:
             lines = packs[named.pack]
             if isinstance(lines, str):
                 assignment.failed(named.task, FailureKind.TRANSIENT, lines)
@@ -78,13 +81,14 @@ class Executor:
                 tasks.append(task)
         return tasks
 
-    async def _pack(self, pack: str, pin: Pin) -> list[bytes] | str:
-        """The lines of a pack, or why there are none."""
+    async def _lines(self, pack: str, numbers: list[int], pin: Pin) -> dict[int, bytes] | str:
+        """Lines of a pack, or why there are none."""
         try:
-            path = await self._cache.blob(Digest.parse(pack), pin)
+            digest = Digest.parse(pack)
+            path = await self._cache.blob(digest, pin)
         except (FlowMeshError, ValueError) as error:
             return f"the pack of this task's document: {error}"
-        return (await asyncio.to_thread(path.read_bytes)).splitlines()
+        return await asyncio.to_thread(self._packs.lines, digest, path, numbers)
 
     def _misfit(self, task: _Task, others: list[_Task]) -> str:
         """Why this worker cannot run a task in a batch with the others, or nothing."""
@@ -172,10 +176,10 @@ class Executor:
             delivery.rest_failed(FailureKind.CRASH, f"the process that ran this task {error}")
 
 
-def _document(named: LeaseTask, lines: list[bytes]) -> _Task | str:
+def _document(named: LeaseTask, lines: Mapping[int, bytes]) -> _Task | str:
     """The task a line of a pack stands for, or what is wrong with it."""
-    if not 0 <= named.line < len(lines):
-        return f"its pack has {len(lines)} lines, and the lease names line {named.line}"
+    if named.line not in lines:
+        return f"its pack has no line {named.line}, which the lease names"
     try:
         document = json.loads(lines[named.line])
         found = fingerprint(document)
