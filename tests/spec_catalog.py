@@ -161,7 +161,10 @@ CATALOG: Mapping[str, Operator] = {
             "concat",
             JoinParams,
             "whole",
-            inputs={"tables": Port("table", "tables in order", arity="list")},
+            inputs={
+                "tables": Port("table", "tables in order", arity="list"),
+                "like": Port("table", "a table with the columns to keep", required=False),
+            },
             columns=_first,
         ),
         _operator(

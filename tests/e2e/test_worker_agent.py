@@ -45,7 +45,11 @@ async def start(
 
     async def begin(**more: Any) -> "asyncio.Task[None]":
         settings = WorkerSettings(
-            server=server.address, home=tmp_path / "home", operators=OPERATORS, **more
+            server=server.address,
+            home=tmp_path / "home",
+            operators=OPERATORS,
+            poll_ms=60_000,  # Longer than the test's patience: nothing may wait for its end.
+            **more,
         )
         workers.append(asyncio.create_task(work(settings, stop)))
         return workers[-1]
@@ -193,6 +197,10 @@ async def test_a_process_killed_in_mid_batch_is_a_crash_of_what_it_had_not_done(
         ("gobble", "act", "memory", "MemoryError"),
         ("stumble", "act", "internal", "ValueError: two"),
         ("refuse", "act", "input", "this row is wrong"),
+        ("lose", "act", "transient", "holds no blob"),
+        ("leave", "act", "internal", "SystemExit"),
+        ("stray", "act", "internal", "not asked of"),
+        ("unspeakable", "act", "internal", "object"),
         ("echo", "lacking", "transient", "install"),
         ("echo", "broken", "transient", "worker_support.no_such"),
         ("echo", "unheard", "internal", "has no such operator"),
@@ -206,6 +214,14 @@ async def test_failures_keep_their_kind(
     assert (report.result, report.kind) == (None, kind)
     assert message in report.message
     assert "\n" not in report.message
+
+
+async def test_after_a_failure_the_process_goes_on(server: FakeServer, start: Start) -> None:
+    await start()
+    [before] = await server.reported(*await server.grant(1, act("echo", text="a")))
+    await server.reported(*await server.grant(2, act("stumble")))
+    [after] = await server.reported(*await server.grant(3, act("echo", text="b")))
+    assert pid_of(before.result) == pid_of(after.result)
 
 
 async def test_a_process_that_ran_out_of_memory_is_not_used_again(

@@ -118,7 +118,7 @@ def test_every_light_operator_in_one_workflow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("scored: \"${steps.scored}\"", "scored: \"${steps.asked}\"", 'column "score" not found'),
+        ('scored: "${steps.scored}"', 'scored: "${steps.asked}"', 'column "score" not found'),
         ("by: q}", "by: p}", "no column 'p'"),
         ("{{ q }}", "{{ question }}", "the template names 'question'"),
         ("a: 1, b: rest", "a: 0.5, b: 0.6", "shares sum to 1.1, not to 1"),

@@ -82,6 +82,10 @@ def test_with_unknown_columns_only_the_syntax_is_checked() -> None:
         transform("SELEC anything FROM q", q=None)
 
 
+def test_what_binding_would_compute_is_left_to_the_worker() -> None:
+    assert transform("SELECT repeat(repeat('x', 1000000), 2000) || 'y' AS s", q=QUESTIONS) is None
+
+
 def test_columns_that_sql_can_not_tell_apart() -> None:
     with pytest.raises(ParamError, match="table 'q' has two columns"):
         transform("SELECT 1 AS x FROM q", q=("Name", "name"))

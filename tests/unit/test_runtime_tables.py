@@ -200,6 +200,13 @@ def test_an_endless_query_is_stopped(blobs: DirBlobs) -> None:
     assert "took over `timeout_s`: 0.2 s" in refusal(query(blobs, sql, timeout_s=0.2))
 
 
+def test_a_query_has_a_limit_of_memory(blobs: DirBlobs) -> None:
+    outcome = query(blobs, "SELECT list(repeat('x', 50000000)) AS l FROM range(40)")
+    assert isinstance(outcome, Failed)
+    assert outcome.kind is FailureKind.MEMORY
+    assert outcome.message == "the query needs more memory than 1GB"
+
+
 def test_columns_that_differ_in_case_are_refused(blobs: DirBlobs) -> None:
     said = refusal(query(blobs, "SELECT 1 AS x FROM a", [{"Name": 1, "name": 2}]))
     assert said.startswith("table 'a' has two columns that SQL can not tell apart")

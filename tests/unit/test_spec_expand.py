@@ -103,7 +103,9 @@ def test_a_row_that_a_template_refuses_fails_alone() -> None:
 )
 def test_an_operator_sees_the_columns_it_asks_for(columns: str, row: dict[str, Any] | None) -> None:
     step = node(f"op: script, rows: '${{inputs.rows}}', file: f.py, columns: {columns}")
-    (action,) = expanded(step, {"q": 1, "p": 2}).actions.values()
+    made = expanded(step, {"q": 1, "p": 2})
+    ((task, action),) = made.actions.items()
+    assert made.keys[task] == ("script@1", 1.0)
     assert action["params"] == ({} if row is None else {"row": row})
     assert action["inputs"] == {"file": {"kind": "file", "digest": SCRIPT.digest}}
 

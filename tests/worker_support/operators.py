@@ -72,6 +72,19 @@ class Obedient:
     def gobble(self, work: Work) -> Outcome:
         raise MemoryError
 
+    def lose(self, work: Work) -> Outcome:
+        self._blobs.path(Digest.of(b"nowhere"))
+        raise AssertionError("found")
+
+    def leave(self, work: Work) -> Outcome:
+        raise SystemExit(0)
+
+    def stray(self, work: Work) -> Outcome:
+        return Done("another task", Result(rows=[]))
+
+    def unspeakable(self, work: Work) -> Outcome:
+        return Done(work.task, Result(rows=[{"x": object()}]))
+
     def stumble(self, work: Work) -> Outcome:
         raise ValueError("two\nlines")
 

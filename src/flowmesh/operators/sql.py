@@ -8,6 +8,7 @@ binding it to tables of untyped columns.
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from flowmesh.spec.operator import Columns
@@ -32,6 +33,14 @@ _CLOCKS = frozenset(
 _UNSTABLE = frozenset(("age", "query", *_CLOCKS))
 #: Words that do so without a bracket behind them.
 _BARE = frozenset(("tablesample", *_CLOCKS))
+
+
+#: Make much of little. DuckDB evaluates constants while it binds, within no limit that we
+#: can set, and names are checked on the server: with one of these they are not.
+_GROWS = frozenset(
+    {"repeat", "lpad", "rpad", "printf", "format", "bar", "range", "generate_series"}
+    | {"list_resize", "array_resize", "bitstring", "set_bit"}
+)
 
 
 class SqlError(ValueError):
@@ -81,7 +90,7 @@ def one_select(connection: "duckdb.DuckDBPyConnection", sql: str) -> str:
 
 
 def check_names(sql: str, tables: Mapping[str, Columns]) -> Columns:
-    """Columns of the result, or None where only the data can tell.
+    """Columns of the result, or None where only running the query can tell.
 
     Raises SqlError for what is wrong whatever the types are: syntax, an unknown table,
     column or function, or a column of the result that occurs twice.
@@ -93,7 +102,7 @@ def check_names(sql: str, tables: Mapping[str, Columns]) -> Columns:
         known = {name: columns for name, columns in tables.items() if columns}
         for name, columns in known.items():
             connection.execute(untyped_view(name, columns))
-        if len(known) < len(tables):
+        if len(known) < len(tables) or _GROWS & _calls(_words(query)):
             return None
         lock(connection)
         try:
@@ -113,26 +122,14 @@ def check_names(sql: str, tables: Mapping[str, Columns]) -> Columns:
 @lru_cache(maxsize=256)
 def is_repeatable(sql: str) -> bool:
     """Whether equal tables give equal results: no clock, no chance, no sampling."""
-    import duckdb
-
     with connect() as connection:
         found = connection.execute(
             "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
         ).fetchall()
     unstable = _UNSTABLE | {row[0] for row in found}
-    starts = duckdb.tokenize(sql)
-    ends = [place for place, _ in starts[1:]] + [len(sql)]
-    words = [
-        sql[place:end].strip().lower().strip('"')
-        for (place, kind), end in zip(starts, ends, strict=True)
-        if kind.name not in ("string_const", "numeric_const", "comment")
-    ]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word in _BARE or (word, following) == ("using", "sample"):
-            return False
-        if word in unstable and following.startswith("("):
-            return False
-    return True
+    words = _words(sql)
+    sampled = ("using", "sample") in pairwise(words)
+    return not (sampled or _BARE & set(words) or unstable & _calls(words))
 
 
 def untyped_view(name: str, columns: Iterable[str]) -> str:
@@ -166,6 +163,24 @@ def explain(error: Exception) -> str:
     line = place.partition(":")[0]
     words = " ".join(text.split())
     return f"{words} (line {line} of the query)" if line.isdigit() else words
+
+
+def _words(sql: str) -> list[str]:
+    """The query in lower case, word by word, without texts, numbers and comments."""
+    import duckdb
+
+    starts = duckdb.tokenize(sql)
+    ends = [place for place, _ in starts[1:]] + [len(sql)]
+    return [
+        sql[place:end].strip().lower().strip('"')
+        for (place, kind), end in zip(starts, ends, strict=True)
+        if kind.name not in ("string_const", "numeric_const", "comment")
+    ]
+
+
+def _calls(words: list[str]) -> set[str]:
+    """The words that a bracket follows: functions, mostly."""
+    return {word for word, following in pairwise(words) if following.startswith("(")}
 
 
 def _name(found: re.Match[str]) -> str:

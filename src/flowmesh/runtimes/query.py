@@ -44,8 +44,8 @@ def run_query(query: str, tables: Mapping[str, Table], scratch: Path, *, timeout
             raise TableError(str(error)) from None
         except duckdb.InterruptException:
             raise TableError(f"the query took over `timeout_s`: {timeout_s:g} s") from None
-        except duckdb.OutOfMemoryException as error:
-            raise MemoryError(sql.explain(error)) from None
+        except duckdb.OutOfMemoryException:
+            raise MemoryError(f"the query needs more memory than {sql.MEMORY_LIMIT}") from None
         except duckdb.Error as error:
             raise TableError(sql.explain(error)) from None
         finally:

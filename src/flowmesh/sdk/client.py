@@ -9,6 +9,7 @@ Calls block. A client may be used from one thread at a time.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from flowmesh.sdk.models import ModelImporter, Note, check_source, title
 from flowmesh.sdk.prepare import AnyWorkflow, Prepared, prepare
 from flowmesh.sdk.runs import Run
 from flowmesh.sdk.transport import Transport, address
-from flowmesh.spec.workflow import ModelSource
+from flowmesh.spec.workflow import REGISTERED_PATTERN, ModelSource
 from flowmesh.stores.files import FileStore
 from flowmesh.wire import (
     ArtifactView,
@@ -43,6 +44,11 @@ DEFAULT_HOME = Path.home() / ".flowmesh"
 _STORE_CARE_S = 3600.0
 #: Digests of one question.
 _ASK_LIMIT = 10_000
+
+#: Names of tenants and models, and keys, as `wire` has them.
+_NAME = re.compile(REGISTERED_PATTERN)
+_NAME_RULE = "a name has letters, digits, `.`, `_` and `-`, 63 in all at most"
+_KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 _WORKERS = TypeAdapter(list[WorkerView])
 _MODELS = TypeAdapter(list[ModelView])
@@ -77,6 +83,8 @@ class Client:
         patience_s: float = 60.0,
         note: Note = _silent,
     ) -> None:
+        if not _NAME.fullmatch(tenant):
+            raise SpecError(Problem(f"{tenant!r:.100} is no name for a tenant; {_NAME_RULE}"))
         self.home = (home or DEFAULT_HOME).absolute()
         self.tenant = tenant
         self._note = note
@@ -127,6 +135,8 @@ class Client:
 
     def start(self, prepared: Prepared, *, key: str | None = None) -> Run:
         """Start a run of what `prepare` has checked."""
+        if key is not None and not _KEY.fullmatch(key):
+            raise SpecError(Problem(f"{key!r:.100} is no key: 1 to 100 letters, digits, . _ -"))
         request = CreateRun(
             document=prepared.document,
             file=prepared.file,
@@ -177,6 +187,8 @@ class Client:
 
     def add_model(self, name: str, source: ModelSource) -> ModelView:
         """Make a model known by a name, converting it if need be. Raises SpecError."""
+        if not _NAME.fullmatch(name):
+            raise SpecError(Problem(f"{name!r:.100} is no name for a model; {_NAME_RULE}"))
         if fault := check_source(source, Path()):
             raise SpecError(Problem(fault[1]))
         made = ModelView(name=name, artifact=self._tree(source, Path()), source=title(source))

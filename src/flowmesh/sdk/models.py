@@ -19,10 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from flowmesh import __version__
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import Problem, SpecError
 from flowmesh.base.nearest import nearest
+from flowmesh.spec.messages import in_words
 from flowmesh.spec.workflow import ModelSource
 from flowmesh.stores.files import FileStore
 from flowmesh.stores.trees import blobs_of_tree, put_tree
@@ -71,6 +74,14 @@ def check_source(source: ModelSource, base: Path) -> tuple[str, str] | None:
         if path.is_file() and path.suffix.lower() != ".gguf":
             return "path", f"{str(path)!r} is not a model: expected a folder or a *.gguf file"
     return None
+
+
+def model_source(**written: str | None) -> ModelSource:
+    """A source from its keys. Raises SpecError."""
+    try:
+        return ModelSource(**{key: value for key, value in written.items() if value is not None})
+    except ValidationError as error:
+        raise SpecError(Problem(in_words(error.errors(include_url=False)))) from None
 
 
 def title(source: ModelSource) -> str:

@@ -111,6 +111,8 @@ class Child:
                 raise LookupError(f"{entry} gave no outcome for {len(waiting)} tasks")
         except MemoryError as error:
             yield from _all_failed(waiting, FailureKind.MEMORY, error)
+        except StoreError as error:  # A blob that went, a disk that is full: not so elsewhere.
+            yield from _all_failed(waiting, FailureKind.TRANSIENT, error)
         except (Exception, SystemExit) as error:
             yield from _all_failed(waiting, FailureKind.INTERNAL, error)
 

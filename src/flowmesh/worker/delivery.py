@@ -68,6 +68,10 @@ class Delivery:
         self._since = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
 
+    def begin(self) -> None:
+        """Time counts from now: to wait for a process is no cost of the batch."""
+        self._since = self._loop.time()
+
     def add(self, frame: Frame) -> None:
         """An outcome, as `child.py` tells it."""
         del self._waiting[frame["task"]]

@@ -168,6 +168,7 @@ class Executor:
         """Have a child run the batch; whatever it leaves open, failed with it."""
         try:
             async with self._children.lend(key, tree_bytes) as child:
+                delivery.begin()
                 async for outcome in child.batch(order):
                     delivery.add(outcome)
         except NoChild as error:

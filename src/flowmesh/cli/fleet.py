@@ -1,0 +1,159 @@
+"""`flowmesh up`, `worker`, `workers`: the processes that do the work."""
+
+import logging
+import time
+from pathlib import Path
+
+import click
+
+from flowmesh.cli.options import App, Size, process, service
+from flowmesh.cli.output import emit, note, say, size, table
+
+_USD = click.option("--usd-per-hour", default=0.0, show_default=True, type=click.FloatRange(min=0),
+                    help="What a worker's machine costs.")  # fmt: skip
+_MEMORY = click.option("--memory", type=Size(), help="Most memory of a worker, as 4GB.")
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8420, show_default=True, type=click.IntRange(0, 65535),
+              help="0 takes a free one; <home>/server.json tells which.")  # fmt: skip
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0, 64),
+              help="Local workers to keep running.")  # fmt: skip
+@_USD
+@_MEMORY
+@click.option("--attended", is_flag=True, hidden=True, help="Leave when the last client has gone.")
+@process
+def up(
+    app: App,
+    host: str,
+    port: int,
+    workers: int,
+    usd_per_hour: float,
+    memory: int | None,
+    attended: bool,
+) -> None:
+    """Start a server with local workers, and serve until told to stop.
+
+    It listens on this machine only, unless --host says otherwise; then it needs --token,
+    which workers and clients must present. GET /healthz answers 200 when it takes work.
+
+    Exit status: 0 stopped, 1 it failed, 2 wrong settings.
+
+    Example: flowmesh up --port 8420 --workers 2
+    """
+    from flowmesh.server.app import ServerSettings, serve
+
+    _log_to_stderr()
+    settings = ServerSettings(
+        home=app.home.absolute(),
+        host=host,
+        port=port,
+        token=app.token,
+        workers=workers,
+        usd_per_hour=usd_per_hour,
+        memory_bytes=memory,
+        attended=attended,
+    )
+    note(f"starting on {host}:{port}, data in {settings.home}; stop with Ctrl-C")
+    try:
+        status = serve(settings)
+    except KeyboardInterrupt:
+        status = 0
+    click.get_current_context().exit(status)
+
+
+@click.command()
+@click.option("--server", envvar="FLOWMESH_SERVER", required=True, help="Address of the server.")
+@click.option("--name", default="", help="Start of the worker's id; the host's name by default.")
+@_USD
+@_MEMORY
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 1024),
+              help="Threads of each batch.")  # fmt: skip
+@click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 64),
+              help="Batches at one time.")  # fmt: skip
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), hidden=True,
+              help="The server's store, where it is on this machine.")  # fmt: skip
+@click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True), hidden=True,
+              help="Leave after so many seconds without a server.")  # fmt: skip
+@process
+def worker(
+    app: App,
+    server: str,
+    name: str,
+    usd_per_hour: float,
+    memory: int | None,
+    threads: int,
+    slots: int,
+    store: Path | None,
+    exit_when_orphaned: float | None,
+) -> None:
+    """Work for a server, from any machine that can reach it, until told to stop.
+
+    What it offers follows from what is installed here: `pip install flowmesh[transformers]`
+    for language models. It keeps a cache in HOME, `<home>/worker` by default.
+
+    \b
+    Exit status: 0 stopped, 2 wrong settings or refused by the server,
+                 3 the server cannot be reached.
+
+    Example: flowmesh worker --server http://10.0.0.5:8420 --token SECRET
+    """
+    from flowmesh.worker.agent import run_worker
+    from flowmesh.worker.settings import WorkerSettings
+
+    _log_to_stderr()
+    source = click.get_current_context().get_parameter_source("home")
+    chosen = source is click.core.ParameterSource.COMMANDLINE
+    settings = WorkerSettings(
+        server=server,
+        home=(app.home if chosen else app.home / "worker").absolute(),
+        token=app.token,
+        name=name,
+        store=store,
+        threads=threads,
+        memory_bytes=memory or 0,
+        usd_per_hour=usd_per_hour,
+        slots=slots,
+        exit_when_orphaned_s=exit_when_orphaned,
+    )
+    click.get_current_context().exit(run_worker(settings))
+
+
+@click.command()
+@service
+def workers(app: App) -> None:
+    """List the workers that the server has heard of.
+
+    Exit status: 0, or 3 if the service cannot be reached.
+
+    Example: flowmesh workers --json
+    """
+    with app.client() as client:
+        found = client.workers()
+    if app.as_json:
+        emit([one.model_dump(mode="json") for one in found])
+        return
+    headers = ("worker", "host", "offers", "slots", "running", "memory", "usd/h", "heard")
+    now_ms = time.time() * 1000
+    rows = [
+        (
+            one.worker,
+            one.host,
+            ",".join(one.runtimes),
+            one.slots,
+            one.running,
+            size(one.memory_bytes) if one.memory_bytes else "any",
+            f"{one.usd_per_hour:g}",
+            f"{max(0.0, now_ms - one.heard_ms) / 1000:.0f} s ago",
+        )
+        for one in found
+    ]
+    say(table(headers, rows))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request is too much

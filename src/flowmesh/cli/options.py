@@ -1,0 +1,134 @@
+"""Options that commands share, and what they add up to.
+
+Modules with commands import what they run within the command: `flowmesh --help` must not
+wait for a database, an HTTP client and a server.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowmesh.cli.output import note
+
+if TYPE_CHECKING:
+    from flowmesh.sdk.client import Client
+
+DEFAULT_HOME = "~/.flowmesh"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(slots=True)
+class App:
+    """Who asks, where, and in which form the answer goes out."""
+
+    home: Path
+    as_json: bool = False
+    server: str | None = None
+    token: str | None = None
+    tenant: str = "default"
+    #: Said when the user interrupts: what becomes of the work.
+    farewell: str = "interrupted"
+
+    def client(self, workers: int = 1) -> "Client":
+        from flowmesh.sdk.client import Client
+
+        return Client(
+            self.server,
+            tenant=self.tenant,
+            token=self.token,
+            home=self.home,
+            workers=workers,
+            note=note,
+        )
+
+
+class Size(click.ParamType[int, str | int]):
+    """Bytes: a number, or one with a unit: 512MB, 4GiB."""
+
+    name = "size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(value.strip())
+        if found is None:
+            self.fail(f"{value!r} is no size; expected bytes, as 2000000000, 512MB or 4GiB")
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_HOME = click.option(
+    "--home",
+    envvar="FLOWMESH_HOME",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=DEFAULT_HOME,
+    show_default=True,
+    help="Directory of the embedded server, its store and logs.",
+)
+_TENANT = click.option(
+    "--tenant",
+    envvar="FLOWMESH_TENANT",
+    default="default",
+    show_default=True,
+    help="Whose work it is.",
+)
+_SERVER = click.option(
+    "--server", envvar="FLOWMESH_SERVER", help="Address of a server; else the embedded one."
+)
+_TOKEN = click.option(
+    "--token", envvar="FLOWMESH_TOKEN", help="Access token, where the server wants one."
+)
+
+_Command = Callable[..., None]
+
+
+def service(command: _Command) -> _Command:
+    """A command that talks to a server."""
+    return _with([_JSON, _SERVER, _TOKEN, _TENANT, _HOME], command)
+
+
+def local(command: _Command) -> _Command:
+    """A command that talks to none."""
+    return _with([_JSON], command)
+
+
+def process(command: _Command) -> _Command:
+    """A command that is a server or a worker itself."""
+    return _with([_TOKEN, _HOME], command)
+
+
+def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
+    @wraps(command)
+    @click.pass_obj
+    def invoke(app: App, /, **arguments: Any) -> None:
+        for name in ("as_json", "server", "token", "tenant", "home"):
+            if name in arguments:
+                value = arguments.pop(name)
+                setattr(app, name, value.expanduser() if isinstance(value, Path) else value)
+        command(app, **arguments)
+
+    wrapped: _Command = invoke
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """`name=value` texts of a repeated option. Raises click.UsageError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"{option} takes name=value, found {text!r}")
+        if name in found:
+            raise click.UsageError(f"{option} {name} is given twice")
+        found[name] = value
+    return found

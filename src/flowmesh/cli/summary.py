@@ -1,0 +1,64 @@
+"""What came of a run: for people as text, for scripts as one document."""
+
+from typing import Any
+
+from flowmesh.cli.output import heading, say, table, usd
+from flowmesh.wire import ArtifactView, RunView
+
+_FAILURES_TOLD = 10
+
+
+def run_document(view: RunView) -> dict[str, Any]:
+    """A run as `--json` prints it; documented, and only ever added to."""
+    plain = view.model_dump(mode="json")
+    return {**plain, "outputs": {name: made.digest for name, made in view.outputs.items()}}
+
+
+def show_summary(view: RunView) -> None:
+    """Steps, failures, what was shared, what it cost, and where to look next."""
+    heading(f"run {view.run} ({view.name}): {view.status} after {view.seconds:.1f} s")
+    if view.message:
+        say(view.message)
+    say()
+    headers = ("step", "operator", "status", "items", "executed", "reused", "joined", "failed")
+    rows: list[tuple[object, ...]] = []
+    for step in view.steps:
+        tasks = step.tasks
+        counts = (tasks.executed, tasks.reused, tasks.joined, tasks.failed)
+        rows.append((step.step, step.op, step.status, step.items, *counts))
+    tasks = view.tasks
+    items = sum(step.items for step in view.steps)
+    rows.append(("total", "", "", items, tasks.executed, tasks.reused, tasks.joined, tasks.failed))
+    say(table(headers, rows))
+    say()
+    spared = tasks.reused + tasks.joined
+    say(f"{tasks.total} distinct tasks in {view.batches} batches; {spared} were not executed again")
+    say(f"cost {usd(view.cost_usd)}, saved {usd(view.saved_usd)}")
+    _show_failures(view)
+    if view.outputs:
+        say()
+        _show_outputs(view.outputs)
+        first = next(iter(view.outputs))
+        say()
+        say(f"rows:     flowmesh outputs {view.run} --name {first}")
+        say(f"lineage:  flowmesh lineage {view.run}:{first}")
+
+
+def _show_failures(view: RunView) -> None:
+    if not view.failures:
+        return
+    say()
+    say("failed rows:")
+    for failure in view.failures[:_FAILURES_TOLD]:
+        sample = f", sample {failure.sample}" if failure.sample else ""
+        say(f"  {failure.step}, row {failure.row}{sample}: {failure.message} ({failure.kind})")
+    if len(view.failures) > _FAILURES_TOLD:
+        say(f"  and more: flowmesh show {view.run} --json")
+
+
+def _show_outputs(outputs: dict[str, ArtifactView]) -> None:
+    rows = [
+        (name, made.kind, made.rows if made.rows >= 0 else "", made.digest)
+        for name, made in outputs.items()
+    ]
+    say(table(("output", "kind", "rows", "digest"), rows))

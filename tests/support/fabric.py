@@ -1,0 +1,108 @@
+"""A server and its workers as processes, to be killed and started again."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flowmesh.sdk.client import Client
+
+PATIENCE_S = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def until(holds: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait for something that must come; an error says for what."""
+    deadline = time.monotonic() + patience_s
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {patience_s:.0f} s in vain: {what}"
+        time.sleep(0.02)
+
+
+class Fabric:
+    """`flowmesh up` with `workers` local workers, in `home`, on one port for its life."""
+
+    def __init__(self, home: Path, *, workers: int = 2) -> None:
+        self.home = home
+        self.workers = workers
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.home.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "flowmesh", "up", "--home", str(self.home)]
+        command += ["--port", str(self.port), "--workers", str(self.workers)]
+        with (self.home / "up.log").open("ab") as log:
+            self.server = subprocess.Popen(command, stdout=log, stderr=log)
+        until(lambda: self._noted() == self.server.pid, "the server to start")  # type: ignore[union-attr]
+
+    def _noted(self) -> int | None:
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            pid: int = json.loads((self.home / "server.json").read_text())["pid"]
+            return pid
+        return None
+
+    def kill_server(self) -> None:
+        assert self.server is not None
+        self.server.kill()
+        self.server.wait()
+
+    def restart_server(self) -> None:
+        self.kill_server()
+        self.start()
+
+    def worker_pids(self) -> list[int]:
+        """Of the local workers: processes whose command line names their home."""
+        marks = [str(self.home / "workers" / str(slot)) for slot in range(self.workers)]
+        return [
+            pid
+            for pid in _processes()
+            if {"worker", *marks} & set(_words(pid)) >= {"worker"} and set(marks) & set(_words(pid))
+        ]
+
+    def kill_worker(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def client(self, tenant: str = "default") -> Client:
+        return Client(self.url, tenant=tenant, home=self.home, patience_s=PATIENCE_S)
+
+    def stop(self) -> None:
+        if self.server is not None and self.server.poll() is None:
+            self.server.terminate()
+            self.server.wait(20)
+        for pid in self.worker_pids():
+            self.kill_worker(pid)
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _words(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return []
+
+
+@contextlib.contextmanager
+def fabric(home: Path, *, workers: int = 2) -> Iterator[Fabric]:
+    running = Fabric(home, workers=workers)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
