@@ -13,6 +13,8 @@ What is listed in `__all__` is the public API; it is loaded when it is first use
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from flowmesh.base.version import __version__
+
 if TYPE_CHECKING:
     from flowmesh.base.errors import (
         AccessDenied,
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from flowmesh.sdk.client import Client
     from flowmesh.sdk.runs import Output, Run
     from flowmesh.spec.operator import Operator, Params, Port
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AccessDenied",

@@ -162,6 +162,22 @@ def test_a_model_without_chat_template_says_what_to_do(tmp_path: Path) -> None:
     assert row(found["plain"])["text"]
 
 
+def test_a_template_that_prints_the_date_gets_a_fixed_one(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%d %B %Y') }}")
+    engine = opened(tmp_path / "store", model)
+    weights = engine.weights  # type: ignore[attr-defined]
+    tokens = weights.prompt_tokens({"messages": [{"role": "user", "content": "a"}]})
+    assert weights.text(tokens) == "01 January 2025"
+
+
+def test_a_template_that_refuses_gives_its_reason(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
+    engine = opened(tmp_path / "store", model)
+    assert "no system role" in refusal(run(engine, generate("t", prompt="a"))["t"])
+
+
 def test_other_weights_than_safetensors_are_never_loaded(tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")

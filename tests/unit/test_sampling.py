@@ -101,6 +101,19 @@ def test_truncation_keeps_the_likeliest(top_k: int, top_p: float, expected: list
     assert allowed(logits, Sampling(1.0, top_p, top_k)) == expected
 
 
+def test_doubt_about_top_k_is_doubt_about_the_nucleus() -> None:
+    """Three or four tokens share what top-k leaves, so the first has 0.40 or 0.47 of it."""
+    logits = np.log(np.array([0.4, 0.3, 0.15, 0.15], dtype=np.float64))
+    sure, possible = floors(logits, Sampling(1.0, 0.45, 3), noise=1e-6)
+    assert logits[0] >= sure > logits[1] >= possible
+
+
+def test_either_of_two_that_noise_may_swap_can_be_the_nucleus() -> None:
+    logits = np.log(np.array([0.4, 0.4 - 1e-8, 0.2], dtype=np.float64))
+    sure, possible = floors(logits, Sampling(1.0, 0.3), noise=1e-6)
+    assert sure > logits[0] > logits[1] >= possible > logits[2]
+
+
 def test_temperature_comes_before_the_nucleus() -> None:
     logits = np.log(np.array([0.6, 0.4], dtype=np.float64))
     assert allowed(logits, Sampling(1.0, 0.65)) == [0, 1]
@@ -127,6 +140,13 @@ samplings = st.builds(
 )
 
 
+def directions(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Errors at or near their bound, which is the worst: chance ones, and one token against all."""
+    chance = np.clip(rng.normal(size=(20, size)) * 3, -1, 1)
+    against = 1 - 2 * np.eye(size)
+    return np.concatenate([chance, against, -against])
+
+
 @given(
     st.integers(2, 12),
     st.integers(0, 2**32 - 1),
@@ -143,9 +163,7 @@ def test_no_noise_within_the_bound_changes_a_settled_decision(
     decision = settle(logits, sampling, 3, noise)
     drawing = replace(sampling, temperature=sampling.temperature or 1.0)
     sure, possible = floors(logits, drawing, noise)
-    for _ in range(20):
-        # Noise at its bound is the worst: most errors are there, some within.
-        error = noise * np.clip(rng.normal(size=size) * 3, -1, 1) * 0.999
+    for error in 0.999 * noise * directions(rng, size):
         inside = set(allowed(logits + error, drawing))
         assert set(np.flatnonzero(logits >= sure)) <= inside, "surely in"
         assert inside <= set(np.flatnonzero(logits >= possible)), "possibly in"

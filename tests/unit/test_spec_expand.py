@@ -138,7 +138,7 @@ def test_results_are_merged_into_their_rows_in_order() -> None:
             {"q": q, "text": f"{q}{sample}", "sample": sample} for q in "aba" for sample in (0, 1)
         ]
     }
-    assert done.origins == {"rows": [("rows", row) for row in (0, 0, 1, 1, 2, 2)]}
+    assert done.origins == {"rows": [("rows", row, sample) for row in range(3) for sample in (0, 1)]}
 
 
 def test_a_result_may_drop_its_row_or_multiply_it() -> None:
@@ -149,7 +149,7 @@ def test_a_result_may_drop_its_row_or_multiply_it() -> None:
     results = {first: Result(rows=[]), second: Result(rows=[{"x": 1}, {"q": 3}])}
     done = assemble(step, rows, made.items, results, {})
     assert done.tables == {"rows": [{"q": 2, "x": 1}, {"q": 3}]}
-    assert done.origins == {"rows": [("rows", 1), ("rows", 1)]}
+    assert done.origins == {"rows": [("rows", 1, 0), ("rows", 1, 0)]}
 
 
 @pytest.mark.parametrize("on_error", ["skip", "quarantine"])
@@ -161,13 +161,13 @@ def test_failed_items_are_dropped_or_set_aside(on_error: str) -> None:
     failures = {(row, sample): message for row, sample, message in made.failed}
     done = assemble(step, rows, made.items, results, failures | {(0, 0): "too long"})
     assert done.tables["rows"] == [{"q": "b", "text": "B", "sample": 0}]
-    assert done.origins["rows"] == [("rows", 1)]
+    assert done.origins["rows"] == [("rows", 1, 0)]
     if on_error == "quarantine":
         assert done.tables["errors"] == [
             {"q": "a", "error": "too long"},
             {"p": "c", "error": made.failed[0].message},
         ]
-        assert done.origins["errors"] == [("rows", 0), ("rows", 2)]
+        assert done.origins["errors"] == [("rows", 0, 0), ("rows", 2, 0)]
     else:
         assert set(done.tables) == {"rows"}
 

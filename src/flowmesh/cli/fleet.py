@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,7 +34,7 @@ def up(
     memory: int | None,
     attended: bool,
 ) -> None:
-    """Start a server with local workers, and serve until told to stop.
+    """Start a server with local workers.
 
     It listens on this machine only, unless --host says otherwise; then it needs --token,
     which workers and clients must present. GET /healthz answers 200 when it takes work.
@@ -77,18 +78,10 @@ def up(
 @click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True), hidden=True,
               help="Leave after so many seconds without a server.")  # fmt: skip
 @process
-def worker(
-    app: App,
-    server: str,
-    name: str,
-    usd_per_hour: float,
-    memory: int | None,
-    threads: int,
-    slots: int,
-    store: Path | None,
-    exit_when_orphaned: float | None,
-) -> None:
-    """Work for a server, from any machine that can reach it, until told to stop.
+def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **options: Any) -> None:
+    """Work for a server.
+
+    From any machine that can reach it, until told to stop.
 
     What it offers follows from what is installed here: `pip install flowmesh[transformers]`
     for language models. It keeps a cache in HOME, `<home>/worker` by default.
@@ -105,17 +98,14 @@ def worker(
     _log_to_stderr()
     source = click.get_current_context().get_parameter_source("home")
     chosen = source is click.core.ParameterSource.COMMANDLINE
+    assert app.server is not None, "the option is required"
     settings = WorkerSettings(
-        server=server,
+        server=app.server,
         home=(app.home if chosen else app.home / "worker").absolute(),
         token=app.token,
-        name=name,
-        store=store,
-        threads=threads,
         memory_bytes=memory or 0,
-        usd_per_hour=usd_per_hour,
-        slots=slots,
         exit_when_orphaned_s=exit_when_orphaned,
+        **options,
     )
     click.get_current_context().exit(run_worker(settings))
 

@@ -54,7 +54,9 @@ def _run_row(view: "RunView") -> tuple[object, ...]:
 @click.option("--wait", is_flag=True, help="Stay until the run has settled.")
 @service
 def show(app: App, run: str, wait: bool) -> None:
-    """Show how RUN stands, or stood at its end: steps, failed rows, cost, outputs.
+    """Show how RUN stands.
+
+    Its steps, failed rows, cost and outputs, now or at its end.
 
     \b
     Exit status: 0, 2 there is no such run, 3 the service cannot be reached;
@@ -86,7 +88,9 @@ def show(app: App, run: str, wait: bool) -> None:
               help="Write into this directory instead of printing.")  # fmt: skip
 @service
 def outputs(app: App, run: str, name: str | None, directory: Path | None) -> None:
-    """Print the rows of RUN's outputs as JSON lines, or write them with --to.
+    """Print or write what RUN has made.
+
+    Tables are printed as JSON lines; --to writes files, and folders for trees.
 
     With --json and no --name, lists the outputs.
 
@@ -155,7 +159,9 @@ def cancel(app: App, run: str) -> None:
 @click.option("--down", is_flag=True, help="What was made from it, not what it was made from.")
 @service
 def lineage(app: App, what: str, row: int | None, down: bool) -> None:
-    """Draw from what an artifact was made, or with --down what was made from it.
+    """Draw what an artifact was made from.
+
+    With --down, what was made from it.
 
     OUTPUT is the name of an output of the workflow, or STEP.PORT; it may be left out where
     the run has one output. RUN/OUTPUT is the same as RUN:OUTPUT.

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 import click
 
-from flowmesh import __version__
 from flowmesh.base.errors import FlowMeshError, SpecError
 from flowmesh.base.nearest import nearest
+from flowmesh.base.version import __version__
 from flowmesh.cli import fleet, inspect, models, run, store
 from flowmesh.cli.options import DEFAULT_HOME, App
 from flowmesh.cli.output import emit, note

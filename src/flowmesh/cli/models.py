@@ -8,7 +8,7 @@ from flowmesh.cli.output import emit, say, table
 
 @click.group()
 def models() -> None:
-    """List, add and show models that workflows may call by name.
+    """Models that workflows may call by name.
 
     Exit status: 0, 2 the request was wrong, 3 the service cannot be reached.
 

@@ -39,7 +39,9 @@ def run(
     wait: bool,
     key: str | None,
 ) -> None:
-    """Run the workflow in FILE and say what was made, what was shared and what it cost.
+    """Run the workflow in FILE.
+
+    Says at the end what was made, what was shared and what it cost.
 
     Everything is checked first: a wrong request stores and starts nothing. Work that was
     done before, by whomever of the same sharing domain, is not done again.
@@ -90,7 +92,9 @@ def farewell(run: str, is_embedded: bool) -> str:
 @_INPUT
 @service
 def validate(app: App, file: Path, settings: tuple[str, ...], inputs: tuple[str, ...]) -> None:
-    """Check the workflow in FILE, its tables, files and models, and run nothing.
+    """Check the workflow in FILE.
+
+    Its tables, files and models are checked too; nothing is run.
 
     No server is asked; models named as in `flowmesh models` are not looked up.
 

@@ -1,5 +1,6 @@
 """`flowmesh store`: bytes by digest, and the care of them."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def get(app: App, digest: str, file: Path | None) -> None:
     with app.client() as client:
         data = client.store_get(digest)
     if file is None:
-        click.get_binary_stream("stdout").write(data)
+        sys.stdout.buffer.write(data)
         return
     file.write_bytes(data)
     if app.as_json:

@@ -25,15 +25,11 @@ def _lines(root: LineageNode) -> Iterator[str]:
         yield before + _described(node) + (" (as above)" if again else "")
         if again:
             continue
-        last = len(node.children) - 1
-        branches = [
-            (
-                child,
-                below + ("└─ " if n == last else "├─ "),
-                below + ("   " if n == last else "│  "),
-            )
-            for n, child in enumerate(node.children)
-        ]
+        branches = []
+        for n, child in enumerate(node.children, 1):
+            is_last = n == len(node.children)
+            fork, beside = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
+            branches.append((child, below + fork, below + beside))
         waiting += reversed(branches)
 
 

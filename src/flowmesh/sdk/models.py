@@ -21,10 +21,10 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from flowmesh import __version__
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import Problem, SpecError
 from flowmesh.base.nearest import nearest
+from flowmesh.base.version import __version__
 from flowmesh.spec.messages import in_words
 from flowmesh.spec.workflow import ModelSource
 from flowmesh.stores.files import FileStore

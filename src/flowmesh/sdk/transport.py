@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from flowmesh import __version__
 from flowmesh.base.errors import (
     AccessDenied,
     FlowMeshError,
@@ -26,6 +25,7 @@ from flowmesh.base.errors import (
     StoreError,
     Unreachable,
 )
+from flowmesh.base.version import __version__
 from flowmesh.wire import ErrorBody
 
 #: How long a server that has never answered is waited for.

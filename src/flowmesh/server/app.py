@@ -17,8 +17,8 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flowmesh import __version__
 from flowmesh.base.errors import Problem, SpecError, StoreError
+from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
 from flowmesh.server import auth, blobs, models, problems, runs, schema, sync
 from flowmesh.server.driver import Driver

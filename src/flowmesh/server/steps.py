@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from flowmesh.base.digest import Digest, canonical
-from flowmesh.base.errors import FlowMeshError
+from flowmesh.base.errors import FlowMeshError, StoreError
 from flowmesh.base.ids import StepId, TaskId
 from flowmesh.core.events import StepAssembled, StepExpanded
 from flowmesh.core.records import TaskSpec
@@ -177,7 +177,7 @@ class StepWork:
         node = submission.node(step)
         try:
             if node.op.grain == "whole":
-                record = self._whole(step, node)
+                record = self._whole(step)
             else:
                 record = self._assembled(submission, step, node)
         except (FlowMeshError, ValueError) as error:
@@ -188,20 +188,14 @@ class StepWork:
         ((blob,),) = self._database.read("SELECT items_blob FROM steps WHERE step = ?", (step,))
         return items.decode(self._store.read(Digest.parse(blob))) if blob else items.Items((), ())
 
-    def _whole(self, step: StepId, node: StepNode) -> AssembledRecord:
-        """The one task's outputs are the step's; if it failed, the tables are empty."""
+    def _whole(self, step: StepId) -> AssembledRecord:
+        """The one task's outputs are the step's."""
         (item,) = self.items(step).items
         hit = self.cached([item.task]).get(item.task)
-        if hit is not None:
-            origins = {port: made.digest for port, made in hit.result.origins.items()}
-            return AssembledRecord(hit.result.outputs, origins)
-        ((message,),) = self._database.read(
-            "SELECT message FROM failures WHERE step = ? AND task = ?", (step, item.task)
-        )
-        tables: dict[str, list[dict[str, Any]]] = {port: [] for port in node.outputs}
-        if "errors" in tables:
-            tables["errors"] = [{"error": message}]
-        return AssembledRecord({port: self._table(rows) for port, rows in tables.items()})
+        if hit is None:
+            raise _gone(item.task)
+        origins = {port: made.digest for port, made in hit.result.origins.items()}
+        return AssembledRecord(hit.result.outputs, origins)
 
     def _assembled(self, submission: Submission, step: StepId, node: StepNode) -> AssembledRecord:
         known = self.items(step)
@@ -218,11 +212,11 @@ class StepWork:
         for item in known.items:
             if item.task not in results:
                 if item.task not in failed:
-                    raise ValueError(f"the result of task {item.task[:12]} is gone; run again")
+                    raise _gone(item.task)
                 failures[item.row, item.sample] = failed[item.task]
         made = assemble(node, rows, known.items, results, failures)
         return AssembledRecord(
-            {port: self._table(table) for port, table in made.tables.items()},
+            {port: self._table(node, port, table) for port, table in made.tables.items()},
             {
                 port: str(self._store.put(items.lines_of(made.origins[port])))
                 for port in made.tables
@@ -235,9 +229,15 @@ class StepWork:
         rows = msgspec.json.decode(self._store.read(Digest.parse(result.rows_blob)))
         return Result(rows=rows)
 
-    def _table(self, rows: list[dict[str, Any]]) -> Artifact:
+    def _table(self, node: StepNode, port: str, rows: list[dict[str, Any]]) -> Artifact:
+        """A table in the store; one without rows keeps the columns that the graph knows."""
         digest = self._store.put(encode_rows(rows))
-        return Artifact("table", str(digest), len(rows), columns_of(rows))
+        columns = columns_of(rows) or node.columns.get(port) or ()
+        return Artifact("table", str(digest), len(rows), columns)
+
+
+def _gone(task: str) -> StoreError:
+    return StoreError(f"the result of task {task[:12]} is gone from the store; run again")
 
 
 def decode_outputs(text: str) -> dict[str, Artifact]:

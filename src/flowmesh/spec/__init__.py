@@ -1,1 +1,1 @@
-"""What a tenant may ask for: the language, the checked graph, fingerprints. No IO on the network."""
+"""What a tenant may ask for: the language, the checked graph, fingerprints."""

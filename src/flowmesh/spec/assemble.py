@@ -11,8 +11,8 @@ from flowmesh.spec.action import Result
 from flowmesh.spec.expand import Item
 from flowmesh.spec.nodes import ERROR_COLUMN, ERRORS_PORT, StepNode
 
-#: An input port and a row of it, counted from 0.
-Origin = tuple[str, int]
+#: An input port, a row of it, and the sample of that row; both counted from 0.
+Origin = tuple[str, int, int]
 Table = list[dict[str, Any]]
 
 
@@ -54,7 +54,7 @@ def assemble(
         else:
             continue
         tables[port] += made
-        origins[port] += [("rows", row)] * len(made)
+        origins[port] += [("rows", row, sample)] * len(made)
     return Assembled(tables, origins)
 
 

@@ -75,7 +75,8 @@ class Operator:
         params: what the user may write beside the ports, with defaults and limits.
         grain: `row` or `whole`, see the module.
         runtime: what a worker must offer to run it, as `transformers` or `tables`.
-        entry: `module:function` (an `OpenEngine`, see `runtimes/base.py`) that opens the runtime, loaded on workers only.
+        entry: `module:function` (an `OpenEngine`, see `runtimes/base.py`) that opens the
+            runtime; loaded on workers only.
         preload: modules worth importing once, before children are forked.
         outputs: output port to kind, from the parameters.
         templated: parameters in which every string is a Jinja2 template over the row.

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from flowmesh import __version__
 from flowmesh.base.errors import FlowMeshError, Problem, SpecError, Unreachable
+from flowmesh.base.version import __version__
 from flowmesh.runtimes.base import FailureKind
 from flowmesh.wire import LeaseBody, SyncAnswer, SyncRequest, TaskReport, WorkerInfo
 from flowmesh.worker.cache import Cache

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
-from flowmesh import __version__
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import (
     AccessDenied,
@@ -21,6 +20,7 @@ from flowmesh.base.errors import (
     StoreError,
     Unreachable,
 )
+from flowmesh.base.version import __version__
 from flowmesh.wire import ErrorBody, SyncAnswer, SyncRequest
 
 CHUNK_BYTES = 1 << 20
