@@ -65,8 +65,9 @@ MUTANTS = [
     Mutant("pool.py", "sorted(queues, reverse=True)", "sorted(queues)"),
     Mutant("apply.py", "max(virtual_usd, min(others, default=0.0))", "virtual_usd"),
     Mutant("apply.py", "share = seconds * VIRTUAL_USD_PER_S / len(waiting) / tenant.weight", "share = seconds * VIRTUAL_USD_PER_S / len(waiting)"),
-    Mutant("utility.py", "urgent = worth * option.wait_s / weights.patience_s", "urgent = 0.0"),
-    Mutant("utility.py", "self.value + self.urgency - self.cost - self.start", "self.value + self.urgency - self.cost"),
+    Mutant("utility.py", "urgency = worth * option.wait_s / weights.patience_s", "urgency = 0.0"),
+    Mutant("utility.py", "fairness = (worth + urgency) * (2**behind - 1)", "fairness = 0.0"),
+    Mutant("utility.py", "+ self.fairness - self.cost - self.start", "+ self.fairness - self.cost"),
     # Replay
     Mutant("machine.py", "            apply(self.state, record)\n\n    def desired", "            self.step(record)\n\n    def desired"),
 ]  # fmt: skip

@@ -100,6 +100,7 @@ async def test_a_lease_is_run_and_every_task_reported(server: FakeServer, start:
     assert [result.rows[0]["text"] for result in results if result.rows] == ["one", "zwei ü"]
     assert all(result.usage.seconds > 0 for result in results)
     await server.until(lambda: server.syncs[-1].running == [] and server.syncs[-1].info.warm)
+    assert server.syncs[-1].reports == [], "what is settled is not reported again"
     info = server.syncs[-1].info
     assert info.warm == ("act@1",)
     assert info.runtimes == ("broken", "light"), "a runtime without its libraries is not offered"
@@ -238,15 +239,18 @@ async def test_outputs_are_on_the_server_before_the_report(
 ) -> None:
     await start()
     text = "x" * (INLINE_LIMIT_BYTES + 1)
-    tasks = await server.grant(1, act("write", text="table"), act("echo", text=text))
-    written, large = await server.results(*tasks)
+    server.open.clear()
+    tasks = await server.grant(
+        1, act("echo", text="small"), act("write", text="table"), act("echo", text=text)
+    )
+    await server.reported(tasks[0])
+    await server.until(lambda: server.waiting == 2)
+    assert list(server.reports) == tasks[:1]
+    server.open.set()
+    _, written, large = await server.results(*tasks)
     assert server.blobs[written.outputs["rows"].address.hash] == b"table"
     assert large.rows is None
     assert json.loads(server.blobs[Digest.parse(large.rows_blob).hash])[0]["text"] == text
-    for task, result in zip(tasks, (written, large), strict=True):
-        [digest] = result.digests()
-        sent = server.story.index(f"put {Digest.parse(digest).hash}")
-        assert sent < server.story.index(f"report {task}")
 
 
 async def test_inputs_and_trees_are_fetched_once(
@@ -295,7 +299,7 @@ async def test_a_shared_store_is_used_in_place(
     assert read.rows == [{"text": "content"}]
     assert shared.read(written.outputs["rows"].address) == b"out"
     assert server.downloads == []
-    assert not [line for line in server.story if line.startswith("put")]
+    assert server.uploads == []
 
 
 async def test_a_missing_input_fails_only_the_tasks_that_need_it(

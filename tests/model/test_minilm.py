@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from flowmesh.operators.generate import EMBED
 from flowmesh.runtimes.base import Done, Failed, Outcome, Work
 from flowmesh.runtimes.embedder import Embedder
-from flowmesh.spec.action import Action
+from flowmesh.spec.action import INLINE_LIMIT_BYTES, Action
 
 pytestmark = pytest.mark.model
 
@@ -52,7 +53,7 @@ def test_a_vector_is_the_same_in_any_company(embedder: Embedder) -> None:
 def test_like_texts_are_closer_than_unlike_ones(embedder: Embedder) -> None:
     sort, also, bread = (np.array(vector(outcome)) for outcome in embed(embedder, TEXTS[:3]))
     assert sort @ also > 0.8 > 0.3 > sort @ bread
-    assert np.linalg.norm(sort) == pytest.approx(1, abs=1e-6)
+    assert np.linalg.norm(sort) == pytest.approx(1, abs=1e-5)
 
 
 def test_vectors_are_those_of_the_model_card(embedder: Embedder) -> None:
@@ -60,7 +61,12 @@ def test_vectors_are_those_of_the_model_card(embedder: Embedder) -> None:
     numbers = vector(embed(embedder, TEXTS[:1])[0])
     assert len(numbers) == 384
     assert numbers[:3] == pytest.approx([0.010174906, 0.05540412, 0.033831865], abs=1e-6)
-    assert all(float(str(np.float32(number))) == number for number in numbers)
+
+
+def test_a_vector_is_small_enough_to_be_kept_inline(embedder: Embedder) -> None:
+    for outcome in embed(embedder, TEXTS):
+        assert isinstance(outcome, Done)
+        assert len(msgspec.json.encode(outcome.result.rows)) <= INLINE_LIMIT_BYTES
 
 
 def test_length_is_kept_if_asked(embedder: Embedder) -> None:

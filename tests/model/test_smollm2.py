@@ -94,17 +94,17 @@ def test_choose_picks_the_sensible_answer(weights: Weights) -> None:
 
 def test_the_conversion_gives_the_known_bytes(smollm2: Path) -> None:
     """Pinned: a change here gives every result of this model another name."""
-    with (smollm2 / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    assert digest == "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
-    assert {path.name for path in smollm2.iterdir()} == {
-        "LICENSE",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in smollm2.iterdir()
+    }
+    assert digests == {
+        "LICENSE": "c71d239df917",
+        "chat_template.jinja": "872be49dbb63",
+        "config.json": "a3b553d2a79e",
+        "generation_config.json": "8025b6679dcf",
+        "model.safetensors": "a672150fb4f9",
+        "tokenizer.json": "e9f1b9eb29e5",
+        "tokenizer_config.json": "0c7f5232b71d",
     }
 
 

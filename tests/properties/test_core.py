@@ -4,8 +4,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flowmesh.base.ids import RunId, StepId
-from flowmesh.core.events import PlaneStarted, RunCancelled, StepAssembled, StepExpanded, Tick
+from flowmesh.base.ids import RunId, StepId, WorkerId
+from flowmesh.core.events import (
+    PlaneStarted,
+    RunCancelled,
+    StepAssembled,
+    StepExpanded,
+    Tick,
+    WorkerGone,
+)
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.records import Failure, OnError, StepStatus
 from flowmesh.core.utility import Weights
@@ -54,6 +61,10 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(worker=workers)
     def leave(self, worker: str) -> None:
         self.bench.sync(worker, leaving=True)
+
+    @rule(worker=workers)
+    def end(self, worker: str) -> None:
+        self.bench.step(WorkerGone(self.bench.now_ms, WorkerId(worker)))
 
     @rule(run=numbers)
     def assemble(self, run: int) -> None:

@@ -40,6 +40,8 @@ class Fabric:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.server: subprocess.Popen[bytes] | None = None
+        self._clients: list[Client] = []
+        self._joined: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         self.home.mkdir(exist_ok=True)
@@ -66,21 +68,34 @@ class Fabric:
 
     def worker_pids(self) -> list[int]:
         """Of the local workers: processes whose command line names their home."""
-        marks = [str(self.home / "workers" / str(slot)) for slot in range(self.workers)]
-        return [
-            pid
-            for pid in _processes()
-            if {"worker", *marks} & set(_words(pid)) >= {"worker"} and set(marks) & set(_words(pid))
-        ]
+        homes = {str(self.home / "workers" / str(slot)) for slot in range(self.workers)}
+        return [pid for pid in _processes() if homes & set(_words(pid))]
+
+    def join_workers(self, count: int) -> None:
+        """`flowmesh worker`, as from another machine: blobs travel over HTTP."""
+        for number in range(count):
+            home = self.home / f"joined-{number}"
+            command = [sys.executable, "-m", "flowmesh", "worker", "--server", self.url]
+            with (self.home / f"joined-{number}.log").open("ab") as log:
+                self._joined.append(
+                    subprocess.Popen([*command, "--home", str(home)], stdout=log, stderr=log)
+                )
 
     def kill_worker(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     def client(self, tenant: str = "default") -> Client:
-        return Client(self.url, tenant=tenant, home=self.home, patience_s=PATIENCE_S)
+        client = Client(self.url, tenant=tenant, home=self.home, patience_s=PATIENCE_S)
+        self._clients.append(client)
+        return client
 
     def stop(self) -> None:
+        for client in self._clients:
+            client.close()
+        for worker in self._joined:
+            worker.terminate()
+            worker.wait(20)
         if self.server is not None and self.server.poll() is None:
             self.server.terminate()
             self.server.wait(20)

@@ -6,7 +6,7 @@ import pytest
 
 from flowmesh.base.ids import WorkerId
 from flowmesh.core import retry
-from flowmesh.core.events import PlaneStarted, Tick, WorkerSynced
+from flowmesh.core.events import PlaneStarted, Tick, WorkerGone, WorkerSynced
 from flowmesh.core.plan import LEASE_MS
 from flowmesh.core.records import Failure, RunStatus, Worker
 from flowmesh.core.utility import Option, Weights, score
@@ -57,9 +57,10 @@ def test_a_batch_is_no_larger_than_any_of_its_tasks_allows() -> None:
     assert bench.sync() == [("a000", "a001", "a002")]
 
 
-def test_small_old_work_is_not_starved_by_important_new_work() -> None:
+def test_a_tenant_gets_its_share_beside_important_work_of_another_key() -> None:
+    """Neither priority nor a growing backlog of one tenant starves another."""
     bench = Bench()
-    bench.submit("small", many("b", 1, max_batch=1, key="small", work=0.1))
+    bench.submit("b", many("b", 200, max_batch=1, key="small", work=100.0))
     ran: list[str] = []
     for number in range(300):
         bench.now_ms += 1_000
@@ -68,7 +69,15 @@ def test_small_old_work_is_not_starved_by_important_new_work() -> None:
         running = bench.running() or bench.sync()
         ran += running[0]
         bench.sync(done=list(running[0]))
-    assert "b000" in ran
+    assert Counter(task[0] for task in ran)["b"] == pytest.approx(150, abs=40)
+
+
+def test_old_work_is_worth_more() -> None:
+    bench = Bench()
+    bench.submit("old", many("b", 1, key="small"))
+    bench.now_ms += 1_000
+    bench.submit("new", many("a", 1, key="big"))
+    assert bench.sync() == [("b000",)]
 
 
 def test_a_worker_gets_no_more_leases_than_slots_and_only_what_it_offers() -> None:
@@ -88,11 +97,11 @@ def test_a_warm_worker_is_preferred() -> None:
 
 
 def test_the_score_keeps_what_a_cold_start_costs() -> None:
-    warm = score(Option(10.0, 1.0, 0.0, 0.0, 1.0), Weights())
-    cold = score(Option(10.0, 1.0, 5.0, 0.0, 1.0), Weights())
+    warm = score(Option(10.0, 1.0, 0.0, 0.0, 0.0, 1.0), Weights())
+    cold = score(Option(10.0, 1.0, 5.0, 0.0, 0.0, 1.0), Weights())
     assert (warm.value, warm.start) == (cold.value, 0.0)
     assert warm.total - cold.total == pytest.approx(cold.start)
-    assert cold.start == pytest.approx(warm.value * (1 - 10 / 15))
+    assert cold.start == pytest.approx(warm.value * 5 / 15)
 
 
 def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> None:
@@ -106,6 +115,15 @@ def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> No
     bench.now_ms = LEASE_MS
     bench.step(Tick(bench.now_ms))
     assert bench.running("w") == [] and bench.sync("v") == [("x",)]
+
+
+def test_a_worker_that_was_seen_to_end_is_lost_at_once() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x")])
+    bench.sync("w")
+    bench.step(WorkerGone(bench.now_ms, WorkerId("w")))
+    assert bench.plane.state.tasks["x"].losses == 1  # type: ignore[index]
+    assert bench.sync("v") == [("x",)]
 
 
 def test_after_a_restart_workers_have_time_to_be_heard_again() -> None:

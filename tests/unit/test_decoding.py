@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from flowmesh.runtimes.decoding import Answer, Decoder, Request  # noqa: E402
+from flowmesh.runtimes.decoding import Answer, Decoder, Request, _Row  # noqa: E402
 from flowmesh.runtimes.row_cache import RowCache  # noqa: E402
 from flowmesh.runtimes.sampling import GREEDY, Sampling, stream_key  # noqa: E402
 from flowmesh.runtimes.weights import Weights  # noqa: E402
@@ -173,3 +174,21 @@ def test_bfloat16_decodes_directly(tmp_path: Path) -> None:
     found = dict(decoder.generate(requests(weights, 6, temperature=1.0, tokens=20)))
     assert len(found) == 6
     assert decoder.counts.recomputed == 0
+
+
+def test_a_canonical_pass_does_not_remember_earlier_ones(weights: Weights) -> None:
+    """Bit for bit: passes that came before must not change the shapes of this one."""
+    prompt = weights.prompt_tokens({"prompt": "What is blue?"})
+    (answer,) = answers(weights, [Request(prompt, 140)])
+    decoder = Decoder(weights)
+
+    def row(length: int) -> _Row:
+        read = weights.read(prompt)
+        return _Row(0, Request(prompt, 140), read.logits.numpy()[-1], list(answer.tokens[:length]))
+
+    cache = RowCache([weights.read(prompt).cache])
+    often = row(0)
+    for length in (3, 40, 64, 65, 100, 129, 139):
+        often.tokens = list(answer.tokens[:length])
+        logits = decoder._canonical_logits(often, 0, cache)
+        assert np.array_equal(logits, decoder._canonical_logits(row(length), 0, cache))

@@ -35,6 +35,13 @@ def test_greedy_is_settled_only_beyond_twice_the_noise() -> None:
     assert not settle(logits_of(1, 2), GREEDY, 0, noise=0.5).settled
 
 
+def test_a_draw_is_settled_only_beyond_twice_the_noise() -> None:
+    sampling = Sampling(temperature=2.0, key=KEY)
+    one, other = 2.0 * gumbel(KEY, 0, 2)
+    assert settle(logits_of(0, 0), sampling, 0, noise=0.49 * abs(one - other)).settled
+    assert not settle(logits_of(0, 0), sampling, 0, noise=0.51 * abs(one - other)).settled
+
+
 def test_draws_follow_the_softmax() -> None:
     logits = logits_of(0.0, 1.0, 2.0)
     sampling = Sampling(temperature=0.5, key=KEY)

@@ -138,7 +138,9 @@ def test_results_are_merged_into_their_rows_in_order() -> None:
             {"q": q, "text": f"{q}{sample}", "sample": sample} for q in "aba" for sample in (0, 1)
         ]
     }
-    assert done.origins == {"rows": [("rows", row, sample) for row in range(3) for sample in (0, 1)]}
+    assert done.origins == {
+        "rows": [("rows", row, sample) for row in range(3) for sample in (0, 1)]
+    }
 
 
 def test_a_result_may_drop_its_row_or_multiply_it() -> None:

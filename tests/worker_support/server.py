@@ -30,8 +30,9 @@ class FakeServer:
 
     Attributes:
         settle: while false, reports are taken but not settled.
+        open: while clear, uploads are not answered; `waiting` counts them.
         tell: `sync` answers so instead, if set.
-        story: uploads and reports, in the order of their coming.
+        uploads, downloads: hashes, in the order of their coming.
     """
 
     def __init__(self, token: str | None = None) -> None:
@@ -40,9 +41,12 @@ class FakeServer:
         self.leases: dict[int, LeaseBody] = {}
         self.reports: dict[str, TaskReport] = {}
         self.syncs: list[SyncRequest] = []
+        self.uploads: list[str] = []
         self.downloads: list[str] = []
-        self.story: list[str] = []
         self.settle = True
+        self.open = asyncio.Event()
+        self.open.set()
+        self.waiting = 0
         self.tell: Response | None = None
         self._changed = asyncio.Condition()
         self._port = 0
@@ -118,7 +122,6 @@ class FakeServer:
         self.syncs.append(asked)
         settled = []
         for report in asked.reports:
-            self.story.append(f"report {report.task}")
             self.reports[report.task] = report
             if self.settle:
                 settled.append((report.lease, report.task))
@@ -164,8 +167,12 @@ class FakeServer:
 
     async def _put(self, request: Request) -> Response:
         content = await request.body()
+        self.waiting += 1
+        await self.change()
+        await self.open.wait()
+        self.waiting -= 1
         assert Digest.of(content).hash == request.path_params["hash"]
         self.put(content)
-        self.story.append(f"put {request.path_params['hash']}")
+        self.uploads.append(request.path_params["hash"])
         await self.change()
         return Response(status_code=201)

@@ -1,6 +1,7 @@
 """`flowmesh up`, `worker`, `workers`: the processes that do the work."""
 
 import logging
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,14 @@ import click
 from flowmesh.cli.options import App, Size, process, service
 from flowmesh.cli.output import emit, note, say, size, table
 
-_USD = click.option("--usd-per-hour", default=0.0, show_default=True, type=click.FloatRange(min=0),
-                    help="What a worker's machine costs.")  # fmt: skip
+_USD = click.option(
+    "--usd-per-hour",
+    envvar="FLOWMESH_USD_PER_HOUR",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="What a worker's machine costs.",
+)
 _MEMORY = click.option("--memory", type=Size(), help="Most memory of a worker, as 4GB.")
 
 
@@ -56,7 +63,10 @@ def up(
         memory_bytes=memory,
         attended=attended,
     )
+    settings.check()
     note(f"starting on {host}:{port}, data in {settings.home}; stop with Ctrl-C")
+    # To be told to stop is to be interrupted: local workers are ended, not orphaned.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         status = serve(settings)
     except KeyboardInterrupt:

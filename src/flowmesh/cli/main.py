@@ -15,25 +15,12 @@ from typing import Any, NoReturn
 import click
 
 from flowmesh.base.errors import FlowMeshError, SpecError
-from flowmesh.base.nearest import nearest
 from flowmesh.base.version import __version__
 from flowmesh.cli import fleet, inspect, models, run, store
-from flowmesh.cli.options import DEFAULT_HOME, App
+from flowmesh.cli.options import DEFAULT_HOME, App, Commands
 from flowmesh.cli.output import emit, note
 
 INTERRUPTED = 130
-
-
-class Commands(click.Group):
-    """A group that knows the nearest right name of a command."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            guess = nearest(args[0], self.commands)
-            raise click.UsageError(f"there is no command {args[0]!r}{guess}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group(

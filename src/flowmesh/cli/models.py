@@ -2,17 +2,17 @@
 
 import click
 
-from flowmesh.cli.options import App, service
+from flowmesh.cli.options import App, Commands, service
 from flowmesh.cli.output import emit, say, table
 
 
-@click.group()
+@click.group(cls=Commands, default="list")
 def models() -> None:
-    """Models that workflows may call by name.
+    """Models that workflows may call by name; lists them.
 
     Exit status: 0, 2 the request was wrong, 3 the service cannot be reached.
 
-    Example: flowmesh models list
+    Example: flowmesh models
     """
 
 
@@ -49,10 +49,10 @@ def add(
     hub: str | None,
     revision: str | None,
 ) -> None:
-    """Store a model and give it NAME, which workflows may use on a `model` port.
+    """Store a model under a name.
 
-    Weights are safetensors or GGUF; nothing of the source is executed. A name that is in
-    use moves to the new model.
+    Workflows may then write NAME on a `model` port. Weights are safetensors or GGUF;
+    nothing of the source is executed. A name that is in use moves to the new model.
 
     Exit status: 0, 2 no such model, 3 the service cannot be reached.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowmesh.base.nearest import nearest
 from flowmesh.cli.output import note
 
 if TYPE_CHECKING:
@@ -46,6 +47,28 @@ class App:
             workers=workers,
             note=note,
         )
+
+
+class Commands(click.Group):
+    """A group that knows the nearest right name of a command, and may have a default one."""
+
+    def __init__(self, *arguments: Any, default: str = "", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_own = bool(args) and (not args[0].startswith("-") or args[0] in ("-h", "--help"))
+        if self._default and not is_own:
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            guess = nearest(args[0], self.commands)
+            raise click.UsageError(f"there is no command {args[0]!r}{guess}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 class Size(click.ParamType[int, str | int]):

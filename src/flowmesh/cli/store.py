@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flowmesh.cli.options import App, service
+from flowmesh.cli.options import App, Commands, service
 from flowmesh.cli.output import emit, say, size
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ _TO = click.option("--to", "file", type=click.Path(path_type=Path, dir_okay=Fals
                    help="Write here, not to standard output.")  # fmt: skip
 
 
-@click.group()
+@click.group(cls=Commands)
 def store() -> None:
     """Get and put bytes by digest; check the store and clean it up.
 

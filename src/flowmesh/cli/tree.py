@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 
-from flowmesh.cli.output import plain
+from flowmesh.cli.output import plain, usd
 from flowmesh.wire import LineageNode
-
-_FACT_LIMIT = 60
 
 
 def drawn(root: LineageNode) -> str:
@@ -34,18 +32,29 @@ def _lines(root: LineageNode) -> Iterator[str]:
 
 
 def _described(node: LineageNode) -> str:
-    words = [plain(node.label), f"[{node.kind}]"]
+    words = [node.label if node.kind in node.label else f"{node.label} ({node.kind})"]
     if node.digest:
         words.append(node.digest.partition("/")[0][: len("sha256:") + 12])
-    facts = [
-        f"{name}={plain(str(value))}"
-        for name, value in node.facts.items()
-        if not isinstance(value, dict | list) and len(str(value)) <= _FACT_LIMIT
-    ]
-    if node.task:
-        facts.append(f"task={node.task[:12]}")
-    if facts:
-        words.append(" ".join(facts))
+    words += _facts(node)
     if node.cut:
         words.append("(cut here)")
-    return "  ".join(words)
+    return plain("  ".join(words))
+
+
+def _facts(node: LineageNode) -> Iterator[str]:
+    """What people ask first; `--json` has all of it."""
+    facts = node.facts
+    if operator := facts.get("operator"):
+        yield f"by {operator}"
+    if worker := facts.get("worker"):
+        yield f"on {worker}"
+    if (seconds := facts.get("seconds")) is not None:
+        yield f"{seconds:.3g} s"
+    if tokens := (facts.get("prompt_tokens") or 0) + (facts.get("generated_tokens") or 0):
+        yield f"{tokens} tokens"
+    if cost_usd := facts.get("cost_usd"):
+        yield usd(cost_usd)
+    if (run := facts.get("computed_by_run")) and run != node.run:
+        yield f"computed by {run}"
+    if node.task:
+        yield f"task {node.task[:12]}"

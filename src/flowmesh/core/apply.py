@@ -18,6 +18,7 @@ from flowmesh.core.events import (
     StepExpanded,
     TaskResult,
     Tick,
+    WorkerGone,
     WorkerSynced,
 )
 from flowmesh.core.records import (
@@ -53,7 +54,7 @@ def apply(state: State, record: Event | Decision) -> None:
             _settle(state, record.run, RunStatus.CANCELLED, "cancelled on request")
         case GrantLease():
             _grant_lease(state, record)
-        case LoseWorker():
+        case LoseWorker() | WorkerGone():
             _remove_worker(state, record, counts=True)
         case PlaneStarted():
             for worker in tuple(state.workers.values()):
@@ -230,7 +231,9 @@ def _learn(state: State, result: TaskResult) -> None:
         del state.estimates[next(iter(state.estimates))]
 
 
-def _remove_worker(state: State, record: WorkerSynced | LoseWorker, *, counts: bool) -> None:
+def _remove_worker(
+    state: State, record: WorkerSynced | WorkerGone | LoseWorker, *, counts: bool
+) -> None:
     worker = state.workers.get(record.worker)
     if worker is None:
         return

@@ -92,6 +92,14 @@ class WorkerSynced:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """Whoever started a worker saw it end: no need to wait for its silence."""
+
+    at_ms: int
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class RunCancelled:
     at_ms: int
     run: RunId
@@ -112,13 +120,21 @@ class PlaneStarted:
 
 
 Event = (
-    RunSubmitted | StepExpanded | StepAssembled | WorkerSynced | RunCancelled | Tick | PlaneStarted
+    RunSubmitted
+    | StepExpanded
+    | StepAssembled
+    | WorkerSynced
+    | WorkerGone
+    | RunCancelled
+    | Tick
+    | PlaneStarted
 )
 EVENTS: tuple[type, ...] = (
     RunSubmitted,
     StepExpanded,
     StepAssembled,
     WorkerSynced,
+    WorkerGone,
     RunCancelled,
     Tick,
     PlaneStarted,

@@ -75,6 +75,7 @@ def _outline(state: State, worker: Worker, batch_key: str, key: ReadyKey) -> Opt
         importance=sample.importance,
         start_s=sample.start_s,
         wait_s=sample.wait_s,
+        lag_usd=sample.lag_usd,
         usd_per_hour=worker.usd_per_hour,
     )
 
@@ -89,8 +90,14 @@ def option_of(state: State, worker: Worker, batch_key: str, tasks: tuple[TaskId,
         importance=weight / len(chosen),
         start_s=estimate.start_s(warm=batch_key in worker.warm),
         wait_s=(state.now_ms - min(task.since_ms for task in chosen)) / 1000,
+        lag_usd=best_served_usd(state) - min(state.tenants[t.tenant].virtual_usd for t in chosen),
         usd_per_hour=worker.usd_per_hour,
     )
+
+
+def best_served_usd(state: State) -> float:
+    """The virtual time of the tenant with open runs that has received the most."""
+    return max(tenant.virtual_usd for tenant in state.tenants.values() if tenant.open_runs)
 
 
 def batch(state: State, worker: Worker, batch_key: str) -> tuple[TaskId, ...]:

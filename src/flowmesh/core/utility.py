@@ -10,11 +10,14 @@ class Weights:
     Attributes:
         usd_per_busy_s: worth of a second of reference work to a tenant of weight 1.
         patience_s: wait after which work is worth twice as much; it goes on rising.
+        fair_usd: each time a tenant is so far behind the best served one, its work is worth
+            twice as much: over time all get their weighted share, whatever their priorities.
         floor_s: least work that a batch counts for, so that small work is not worthless.
     """
 
     usd_per_busy_s: float = 0.001
     patience_s: float = 30.0
+    fair_usd: float = 0.03
     floor_s: float = 0.05
 
 
@@ -27,6 +30,7 @@ class Option:
         importance: mean over the tasks of tenant weight times the factor of run priority.
         start_s: seconds before the first task runs: a fixed part, and the engine's load if cold.
         wait_s: how long the oldest task has been ready.
+        lag_usd: how far its neediest tenant is behind the best served one.
         usd_per_hour: price of the worker.
     """
 
@@ -34,6 +38,7 @@ class Option:
     importance: float
     start_s: float
     wait_s: float
+    lag_usd: float
     usd_per_hour: float
 
 
@@ -43,12 +48,13 @@ class Score:
 
     value: float
     urgency: float
+    fairness: float
     cost: float
     start: float
 
     @property
     def total(self) -> float:
-        return self.value + self.urgency - self.cost - self.start
+        return self.value + self.urgency + self.fairness - self.cost - self.start
 
 
 def score(option: Option, weights: Weights) -> Score:
@@ -58,15 +64,21 @@ def score(option: Option, weights: Weights) -> Score:
     is kept as a part of its own, so that it can be shown.
     """
     warm_s = max(option.work_s, weights.floor_s)
-    busy_s = warm_s + option.start_s
-    worth = weights.usd_per_busy_s * warm_s * option.importance
-    urgent = worth * option.wait_s / weights.patience_s
+    worth = weights.usd_per_busy_s * option.importance
+    urgency = worth * option.wait_s / weights.patience_s
+    behind = min(option.lag_usd / weights.fair_usd, DOUBLINGS_LIMIT)
+    fairness = (worth + urgency) * (2**behind - 1)
     return Score(
-        value=worth / warm_s,
-        urgency=urgent / warm_s,
+        value=worth,
+        urgency=urgency,
+        fairness=fairness,
         cost=option.usd_per_hour / 3600,
-        start=(worth + urgent) * (1 / warm_s - 1 / busy_s),
+        start=(worth + urgency + fairness) * option.start_s / (warm_s + option.start_s),
     )
+
+
+#: Beyond a factor of a million, more lag changes nothing.
+DOUBLINGS_LIMIT = 20.0
 
 
 def importance(weight: float, priority: int) -> float:

@@ -30,6 +30,9 @@ from flowmesh.spec.action import Result, Usage
 
 #: Texts read together in bfloat16.
 _BATCH_TEXTS = 32
+#: Decimal places of vectors of length 1: no less exact than float32 arithmetic makes them, and
+#: 384 numbers then fit into a result that is kept inline.
+_UNIT_PLACES = 6
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLINGS = ("mean", "cls", "lasttoken")
 
@@ -122,9 +125,11 @@ class Embedder:
         if not np.isfinite(length):
             return Failed(work.task, FailureKind.INPUT, "the model's vector is not a number (NaN)")
         if work.action.params["normalize"] and length > 0:
-            vector = vector / np.float32(length)
-        # The text of a float32 is the shortest that reads back to it: half that of a double.
-        row = {"embedding": [float(str(number)) for number in vector]}
+            numbers = [round(float(number) / length, _UNIT_PLACES) for number in vector]
+        else:
+            # The text of a float32 is the shortest that reads back to it, half that of a double.
+            numbers = [float(str(number)) for number in vector]
+        row = {"embedding": numbers}
         result = Result(
             rows=[row],
             numerics="exact" if self.exact else "near",

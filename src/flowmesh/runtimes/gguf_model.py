@@ -11,8 +11,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-#: Files in which transformers notes its own version; dropped, so that it changes no digest.
-_VERSIONED = ("config.json", "generation_config.json")
+#: What transformers notes about itself and its settings on saving; it would change digests.
+_PASSING_KEYS = ("transformers_version", "local_files_only", "is_local")
 
 
 def convert_gguf(source: Path, out: Path) -> None:
@@ -36,12 +36,14 @@ def convert_gguf(source: Path, out: Path) -> None:
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    for name in _VERSIONED:
-        path = out / name
-        if path.is_file():
-            config = json.loads(path.read_bytes())
-            config.pop("transformers_version", None)
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for path in (
+        out / "config.json",
+        out / "generation_config.json",
+        out / "tokenizer_config.json",
+    ):
+        config = json.loads(path.read_bytes())
+        kept = {key: value for key, value in config.items() if key not in _PASSING_KEYS}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _plain_model(loaded: Any) -> Any:

@@ -48,6 +48,7 @@ _ASK_LIMIT = 10_000
 #: Names of tenants and models, and keys, as `wire` has them.
 _NAME = re.compile(REGISTERED_PATTERN)
 _NAME_RULE = "a name has letters, digits, `.`, `_` and `-`, 63 in all at most"
+_HASH = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 _WORKERS = TypeAdapter(list[WorkerView])
@@ -241,12 +242,12 @@ class Client:
 
     def store_get(self, digest: Digest | str) -> bytes:
         """The bytes of a digest, or of a hash alone. Raises NotFound, DigestMismatch."""
-        wanted = digest if isinstance(digest, Digest) else None
-        if wanted is None and ":" in str(digest):
-            wanted = _parsed(str(digest))
-        params = {"size": wanted.size_bytes} if wanted else None
-        hash_ = wanted.hash if wanted else _segment(str(digest))
-        data = self.transport.request("GET", f"/v1/blobs/{hash_}", params=params, timeout_s=600.0)
+        if isinstance(digest, str) and _HASH.fullmatch(digest):
+            wanted, path, params = None, f"/v1/blobs/{digest}", dict[str, int]()
+        else:
+            wanted = digest if isinstance(digest, Digest) else _parsed(digest)
+            path, params = f"/v1/blobs/{wanted.hash}", {"size": wanted.size_bytes}
+        data = self.transport.request("GET", path, params=params, timeout_s=600.0)
         got = Digest.of(data)
         if wanted is not None and got != wanted:
             raise DigestMismatch(want=wanted, got=got, source="the server")

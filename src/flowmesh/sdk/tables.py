@@ -1,18 +1,21 @@
 """Tables on this machine to rows: JSON lines, JSON, CSV, Parquet, and rows in memory.
 
-A column of a CSV file becomes true or false, numbers or text, decided over the whole file;
-dates stay as they are written. Of a Parquet file or a data frame, times become ISO text and
-decimals numbers; what a data frame calls missing is null.
+A column of a CSV file becomes true or false, numbers or text, decided over the whole file,
+and an empty cell null; dates stay as they are written. Cells are parted by commas, or by
+semicolons where the first line has those and no comma. Of a Parquet file or a data frame,
+times become ISO text and decimals numbers; what a data frame calls missing is null.
 """
 
+import csv
 import datetime
 import decimal
 import glob
+import io
 import json
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,13 @@ from flowmesh.spec.table import check_rows, decode_rows, encode_rows
 
 Rows = list[dict[str, Any]]
 
-_CSV_TYPES = "['BOOLEAN', 'BIGINT', 'DOUBLE', 'VARCHAR']"
-_CSV_LINE = re.compile(r"\bLine: (\d+)")
+#: What all cells of a CSV column must look like to be more than text. Codes with leading
+#: zeros are text; so are numbers beyond what a double holds.
+_CELL_TYPES: Sequence[tuple[re.Pattern[str], Callable[[str], Any]]] = (
+    (re.compile(r"true|false", re.IGNORECASE), lambda cell: cell.lower() == "true"),
+    (re.compile(r"-?(?:0|[1-9][0-9]{0,17})"), int),
+    (re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,2})?"), float),
+)
 
 
 class NotPlain(ValueError):
@@ -124,37 +132,72 @@ def _json(path: Path, shown: str) -> Rows:
 
 
 def _csv(path: Path, shown: str) -> Rows:
-    types = f"auto_type_candidates={_CSV_TYPES}, sample_size=-1, header=true"
-    return _queried(f"SELECT * FROM read_csv($file, {types})", path, shown, first_line=2)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SpecError(Problem("not UTF-8; save the file as UTF-8", shown, line)) from None
+    header = text.partition("\n")[0]
+    by_semicolon = ";" in header and "," not in header
+    tab = path.suffix.lower() == ".tsv"
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if tab else ";" if by_semicolon else ",",
+        strict=True,
+    )
+    try:
+        columns = _header(next(reader, []), shown)
+        cells = [_cells(row, columns, shown, reader.line_num) for row in reader if row]
+    except csv.Error as error:
+        raise SpecError(Problem(f"not a sound CSV file: {error}", shown, reader.line_num)) from None
+    if not cells:
+        raise SpecError(Problem("the table has no rows", shown))
+    typed = [_typed(column) for column in zip(*cells, strict=True)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*typed, strict=True)]
+
+
+def _header(columns: list[str], shown: str) -> list[str]:
+    for n, name in enumerate(columns):
+        if not name.strip():
+            raise SpecError(Problem(f"column {n + 1} has no name", shown, 1))
+        if name in columns[:n]:
+            raise SpecError(Problem(f"two columns are called {name!r}", shown, 1))
+    return columns
+
+
+def _cells(row: list[str], columns: list[str], shown: str, line: int) -> list[str]:
+    if len(row) != len(columns):
+        message = f"{len(row)} cells, where the first line names {len(columns)} columns"
+        raise SpecError(Problem(message, shown, line))
+    return row
+
+
+def _typed(column: Sequence[str]) -> list[Any]:
+    """The values of a column, all of one type; an empty cell is null."""
+    filled = [cell for cell in column if cell]
+    for pattern, read in _CELL_TYPES:
+        if filled and all(map(pattern.fullmatch, filled)):
+            return [read(cell) if cell else None for cell in column]
+    return [cell or None for cell in column]
 
 
 def _parquet(path: Path, shown: str) -> Rows:
-    return _queried("SELECT * FROM read_parquet($file)", path, shown)
-
-
-def _queried(sql: str, path: Path, shown: str, first_line: int | None = None) -> Rows:
     import duckdb
 
+    # DuckDB takes a name for a pattern.
+    file = glob.escape(str(path.resolve()))
     with duckdb.connect(":memory:") as database:
         try:
-            # The name is a pattern to DuckDB.
-            found = database.execute(sql, {"file": glob.escape(str(path.resolve()))})
+            found = database.execute("SELECT * FROM read_parquet($file)", {"file": file})
             names = [column[0] for column in found.description]
             values = found.fetchall()
         except duckdb.Error as error:
-            raise SpecError(_refused(error, path, shown)) from None
+            words = str(error).replace(file, shown).splitlines()[0]
+            raise SpecError(Problem(f"not a sound Parquet file: {words}", shown)) from None
     records = [dict(zip(names, row, strict=True)) for row in values]
     rows = _plain_rows(records, shown, _never)
-    check_rows(rows, shown, first_line)
+    check_rows(rows, shown)
     return rows
-
-
-def _refused(error: Exception, path: Path, shown: str) -> Problem:
-    text = str(error).replace(glob.escape(str(path.resolve())), shown)
-    line = _CSV_LINE.search(text)
-    words = text.splitlines()[0].removeprefix("Invalid Input Error: ").strip()
-    kind = path.suffix.lower().removeprefix(".")
-    return Problem(f"not a sound {kind} file: {words}", shown, int(line[1]) if line else 0)
 
 
 def _plain_rows(

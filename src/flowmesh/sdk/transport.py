@@ -88,11 +88,14 @@ class Transport:
             Raises NoServer if there is none and none can be started.
         tenant: sent with each request.
         patience_s: how long a server that did answer before is waited for.
+        now_s, sleep: the clock, for tests.
     """
 
     locate: Callable[[], Address]
     tenant: str
     patience_s: float = 60.0
+    now_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     _client: httpx.Client | None = None
     _address: Address | None = None
     _seen: bool = field(default=False)
@@ -143,7 +146,7 @@ class Transport:
 
     def tries(self) -> Iterator[list[Unreachable]]:
         """As many tries as patience allows: put what went wrong in the list to get another."""
-        began, pause_s = time.monotonic(), _PAUSE_S[0]
+        began_s, pause_s = self.now_s(), _PAUSE_S[0]
         while True:
             failures: list[Unreachable] = []
             yield failures
@@ -151,9 +154,9 @@ class Transport:
                 return
             self._forget()
             patience_s = self.patience_s if self._seen else min(FIRST_CONTACT_S, self.patience_s)
-            if time.monotonic() - began + pause_s > patience_s:
+            if self.now_s() - began_s + pause_s > patience_s:
                 raise failures[-1]
-            time.sleep(pause_s)
+            self.sleep(pause_s)
             pause_s = min(_PAUSE_S[1], 2 * pause_s)
 
     def _once(

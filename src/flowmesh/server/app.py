@@ -192,6 +192,8 @@ class _Process:
         """Keep the workers running; end if the driver failed or nobody attends."""
         driver: Driver = self.app.state.driver
         while not serving.done():
+            for prefix in self.workers.ended():
+                await driver.worker_gone(prefix)
             self.workers.keep()
             if driver.fatal.done():
                 _log.error("stopping: %s", driver.fatal.result())

@@ -24,6 +24,7 @@ from flowmesh.core.events import (
     StepExpanded,
     TaskResult,
     Tick,
+    WorkerGone,
     WorkerSynced,
 )
 from flowmesh.core.machine import ControlPlane
@@ -140,6 +141,11 @@ class Driver:
 
     async def cancel(self, run: RunId) -> None:
         await self._step(RunCancelled(now_ms(), run))
+
+    async def worker_gone(self, prefix: str) -> None:
+        """The process of a local worker, whose id starts with `prefix`, has ended."""
+        for worker in [known for known in self.plane.state.workers if known.startswith(prefix)]:
+            await self._step(WorkerGone(now_ms(), worker))
 
     async def sync(self, request: SyncRequest) -> SyncAnswer:
         """Take a worker's report; answer with all that it should be running.

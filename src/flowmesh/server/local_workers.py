@@ -20,6 +20,10 @@ STOP_S = 5.0
 ORPHANED_S = 20
 
 
+def _name(slot: int) -> str:
+    return f"local-{slot}"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     url: str
@@ -35,11 +39,15 @@ class LocalWorkers:
         self._options = options
         self._ours: dict[int, subprocess.Popen[bytes]] = {}
 
+    def ended(self) -> list[str]:
+        """Of our workers that have ended since the last call: how their ids start."""
+        dead = [slot for slot, process in self._ours.items() if process.poll() is not None]
+        return [f"{_name(slot)}-{self._ours.pop(slot).pid}-" for slot in dead]
+
     def keep(self) -> None:
         """Start a worker for every slot whose lock nobody holds."""
         for slot in range(self._count):
-            process = self._ours.get(slot)
-            if process is not None and process.poll() is None:
+            if slot in self._ours:
                 continue
             lock = self._take(slot)
             if lock is not None:
@@ -61,7 +69,7 @@ class LocalWorkers:
         """The child inherits the lock and keeps it for as long as it lives."""
         options = self._options
         command = [sys.executable, "-m", "flowmesh", "worker", "--server", options.url]
-        command += ["--name", f"local-{slot}", "--home", str(self._home / "workers" / str(slot))]
+        command += ["--name", _name(slot), "--home", str(self._home / "workers" / str(slot))]
         command += ["--store", str(self._home / "store")]
         command += ["--usd-per-hour", str(options.usd_per_hour)]
         command += ["--exit-when-orphaned", str(ORPHANED_S)]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flowmesh.base.ids import LeaseId, TaskId, WorkerId
-from flowmesh.core.events import TaskResult, WorkerSynced
+from flowmesh.core.events import TaskResult, WorkerGone, WorkerSynced
 from flowmesh.core.plan import LEASE_MS
 from flowmesh.core.records import Failure
 
@@ -52,7 +52,10 @@ class SimWorker:
         if not self.lives:
             return
         if world.hit(faults.crash_worker):
+            gone = self.id
             self._replaced()
+            if world.hit(0.5):
+                world.step(lambda now_ms: WorkerGone(now_ms, gone))
         if world.hit(faults.pause_worker):
             self.silent_until_ms = world.now_ms + world.rng.randint(1_000, 4 * LEASE_MS)
         if world.hit(faults.leave_worker):

@@ -1,0 +1,95 @@
+"""Two tenants at once: each distinct task runs once, in common batches, with the same results."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fabric import Fabric, fabric, until
+
+from e2e.conftest import questions
+from flowmesh.sdk.runs import Run
+from flowmesh.spec.workflow import ModelSource
+from flowmesh.wire import LineageNode, RunView
+
+JOB = Path(__file__).parent / "preference" / "job.yaml"
+ALICE = questions(0, 10)
+BOB = questions(4, 14)
+
+pytestmark = pytest.mark.model
+
+
+def submit(running: Fabric, tenant: str, rows: list[dict[str, Any]], **parameters: Any) -> Run:
+    return running.client(tenant).submit(JOB, inputs={"prompts": rows}, parameters=parameters)
+
+
+def add_model(running: Fabric, path: Path) -> None:
+    running.client().add_model("tiny", ModelSource(path=str(path)))
+
+
+def ask(running: Fabric, sql: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(f"file:{running.home}/journal.db?mode=ro", uri=True) as database:
+        rows = database.execute(sql).fetchall()
+    database.close()
+    return rows
+
+
+def settled(run: Run) -> RunView:
+    view = run.wait()
+    assert view.status == "succeeded", (view.message, view.failures)
+    return view
+
+
+def leaves(node: LineageNode) -> set[str]:
+    below = [leaves(child) for child in node.children]
+    return set().union(*below) if below else {node.kind}
+
+
+def alone(home: Path, model: Path, rows: list[dict[str, Any]], **parameters: Any) -> dict[str, str]:
+    """Digests of what a tenant gets with the fabric to itself."""
+    with fabric(home, workers=1) as running:
+        add_model(running, model)
+        view = settled(submit(running, "alone", rows, **parameters))
+        return {name: made.digest for name, made in view.outputs.items()}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_overlapping_tenants_share(tmp_path: Path, tiny_model: Path, temperature: float) -> None:
+    with fabric(tmp_path / "both", workers=0) as running:
+        add_model(running, tiny_model)
+        runs = [
+            submit(running, "alice", ALICE, temperature=temperature),
+            submit(running, "bob", BOB, temperature=temperature),
+        ]
+        until(lambda: all(run.view().steps[0].status == "running" for run in runs), "expansion")
+        running.join_workers(2)
+        views = [settled(run) for run in runs]
+        distinct = ask(running, "SELECT count(*) FROM results")[0][0]
+        assert sum(view.tasks.executed for view in views) == distinct
+        assert sum(view.tasks.total for view in views) > distinct
+        assert ask(running, "SELECT lease FROM lease_runs GROUP BY lease HAVING count(*) = 2")
+        for run in runs:
+            up = running.client(run.view().tenant).lineage(run=run.id, output="judged", row=5)
+            assert (up.kind, up.step, bool(up.task)) == ("row", "judged", True)
+            assert leaves(up) == {"input", "model"}
+    for rows, view in zip((ALICE, BOB), views, strict=True):
+        expected = alone(tmp_path / view.tenant, tiny_model, rows, temperature=temperature)
+        assert {name: made.digest for name, made in view.outputs.items()} == expected
+
+
+def test_again_runs_nothing_and_a_change_runs_what_depends_on_it(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    with fabric(tmp_path / "home") as running:
+        add_model(running, tiny_model)
+        first = settled(submit(running, "alice", ALICE))
+        again = settled(submit(running, "alice", ALICE))
+        assert (again.tasks.executed, again.batches, again.cost_usd) == (0, 0, 0.0)
+        assert again.outputs == first.outputs
+        assert again.saved_usd == pytest.approx(first.cost_usd)
+        changed = [*ALICE[:-1], {"question": "And what is new?"}]
+        steps = {step.step: step.tasks for step in settled(submit(running, "alice", changed)).steps}
+        assert steps["answers"].executed == 3
+        assert steps["answers"].reused == 3 * (len(ALICE) - 1)
+        assert 1 <= steps["judged"].executed <= 3
+        assert steps["pairs"].executed == 1

@@ -1,0 +1,106 @@
+"""A model is converted once, and known again by what fixes its content."""
+
+import os
+import struct
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pytest
+
+from flowmesh.base.digest import Digest
+from flowmesh.base.errors import SpecError
+from flowmesh.sdk.models import ModelImporter, model_source
+from flowmesh.spec.workflow import ModelSource
+from flowmesh.stores.files import FileStore
+from flowmesh.stores.trees import read_manifest
+
+
+class Destination:
+    """A store, with or without a directory that the importer may write to."""
+
+    def __init__(self, root: Path, *, is_local: bool) -> None:
+        self.store = FileStore(root)
+        self.uploads = 0
+        self._is_local = is_local
+
+    def missing(self, digests: Collection[Digest]) -> set[Digest]:
+        return set(digests) - self.store.has(digests)
+
+    def upload(self, digest: Digest, content: bytes | Path) -> None:
+        self.uploads += 1
+        self.store.put(content, digest)
+
+    def local_store(self) -> Path | None:
+        return self.store.root if self._is_local else None
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The smallest folder that is a model: a configuration and empty weights."""
+    pytest.importorskip("safetensors")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    return folder
+
+
+@pytest.fixture
+def importer(tmp_path: Path) -> Callable[[list[str]], ModelImporter]:
+    return lambda notes: ModelImporter(tmp_path / "home", notes.append)
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_model_is_made_once_and_again_when_it_changes(
+    tmp_path: Path,
+    model: Path,
+    importer: Callable[[list[str]], ModelImporter],
+    is_local: bool,
+) -> None:
+    notes: list[str] = []
+    there = Destination(tmp_path / "store", is_local=is_local)
+    source = ModelSource(path="model")
+    first = importer(notes).tree(source, tmp_path, there)
+    assert not there.missing([Digest.parse(one) for one in first.blobs])
+    files = read_manifest(there.store, Digest.parse(first.digest)).files
+    assert [file.path for file in files] == ["config.json", "model.safetensors"]
+    assert there.uploads == (0 if is_local else 3)
+
+    told = len(notes)
+    assert importer(notes).tree(source, tmp_path, there) == first
+    assert len(notes) == told, "made again although nothing has changed"
+
+    (model / "config.json").write_text('{"model_type": "gemma"}')
+    os.utime(model / "config.json", ns=(1, 1))
+    assert importer(notes).tree(source, tmp_path, there).digest != first.digest
+
+
+def test_a_store_that_lost_a_file_is_given_it_again(
+    tmp_path: Path, model: Path, importer: Callable[[list[str]], ModelImporter]
+) -> None:
+    there = Destination(tmp_path / "store", is_local=True)
+    source = ModelSource(path=str(model))
+    first = importer([]).tree(source, Path(), there)
+    there.store.delete(Digest.parse(first.blobs[0]))
+    assert importer([]).tree(source, Path(), there) == first
+    assert there.missing([Digest.parse(first.blobs[0])]) == set()
+
+
+def test_what_is_no_model_is_refused_without_a_trace(
+    tmp_path: Path, model: Path, importer: Callable[[list[str]], ModelImporter]
+) -> None:
+    (model / "model.safetensors").write_bytes(b"a pickle")
+    there = Destination(tmp_path / "store", is_local=True)
+    with pytest.raises(SpecError, match="is not a safetensors file") as caught:
+        importer([]).tree(ModelSource(path="model"), tmp_path, there)
+    assert "Traceback" not in str(caught.value)
+    assert list(there.store.list()) == []
+    assert list((tmp_path / "home" / "imports").iterdir()) == []
+
+
+def test_a_source_from_options() -> None:
+    assert model_source(package="x", path=None).package == "x"
+    with pytest.raises(SpecError, match="exactly one of package"):
+        model_source(package="x", path="y")
+    with pytest.raises(SpecError, match="needs `revision`"):
+        model_source(hub="a/b")
