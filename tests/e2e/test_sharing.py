@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fabric import Fabric, fabric, until
 
 from e2e.conftest import questions
 from flowmesh.sdk.runs import Run
 from flowmesh.spec.workflow import ModelSource
 from flowmesh.wire import LineageNode, RunView
+from support.fabric import Fabric, fabric, until
 
 JOB = Path(__file__).parent / "preference" / "job.yaml"
 ALICE = questions(0, 10)

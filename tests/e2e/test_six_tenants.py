@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.fabric import Fabric, fabric, until
 
 from flowmesh.sdk.runs import Run
+from support.fabric import Fabric, fabric, until
 
 JOB = Path(__file__).parent / "six_tenants" / "job.yaml"
 STAGES = ("prep", "gen", "score", "train")

@@ -127,7 +127,7 @@ class ModelImporter:
         return known
 
     def _make(self, source: ModelSource, base: Path, destination: Destination) -> Known:
-        self._note(f"converting model {title(source)} once, about 20 s")
+        self._note(_what_takes_long(source, base))
         imports = self._home / "imports"
         imports.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=imports) as folder:
@@ -167,6 +167,14 @@ class ModelImporter:
         draft = self._file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps({key: asdict(one) for key, one in index.items()}, indent=1))
         draft.replace(self._file)
+
+
+def _what_takes_long(source: ModelSource, base: Path) -> str:
+    if source.hub is not None:
+        return f"fetching model {title(source)} once"
+    if source.path is not None and (base / source.path).is_dir():
+        return f"copying model {title(source)} once"
+    return f"converting model {title(source)} once, about 20 s"
 
 
 def _identity(source: ModelSource, base: Path) -> str:

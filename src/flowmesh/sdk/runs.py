@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Silence after which a stream is opened again; the server breaks it more often than that.
 _SILENCE_S = 30.0
+#: How often to ask while streams break.
+_POLL_S = 0.5
 _ENDINGS = {"table": ".jsonl", "file": "", "tree": ""}
 
 
@@ -105,19 +107,21 @@ class Run:
         """A view at each change, the settled one last; goes on through a server's restart."""
         transport = self._client.transport
         while True:
-            for failures in transport.tries():
-                try:
-                    for data in self._events():
-                        yield self._keep(data)
-                        if self.last.status != "running":
-                            return
-                except NoServer:
-                    raise
-                except Unreachable as error:
-                    failures.append(error)
-            # The stream ended well but too early; a run that has settled meanwhile says so.
-            if self.view().status != "running":
-                yield self.last
+            try:
+                for data in self._events():
+                    view = self._keep(data)
+                    yield view
+                    if view.status != "running":
+                        return
+            except NoServer:
+                raise
+            except Unreachable:
+                # Asking for the view waits for the server to come back. Where streams do not
+                # get through at all, this is what is left: to ask now and then.
+                transport.sleep(_POLL_S)
+            view = self.view()
+            yield view
+            if view.status != "running":
                 return
 
     def wait(self, on_change: Callable[[RunView], None] | None = None) -> RunView:

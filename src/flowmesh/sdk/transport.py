@@ -113,7 +113,7 @@ class Transport:
 
         Raises Unreachable once patience has run out, and whatever the server's error says.
         """
-        for failures in self.tries():
+        for failures in self._tries():
             try:
                 return self._once(method, path, body, params, timeout_s)
             except NoServer:
@@ -144,17 +144,18 @@ class Transport:
             self._client.close()
         self._client = None
 
-    def tries(self) -> Iterator[list[Unreachable]]:
+    def _tries(self) -> Iterator[list[Unreachable]]:
         """As many tries as patience allows: put what went wrong in the list to get another."""
-        began_s, pause_s = self.now_s(), _PAUSE_S[0]
+        first_failure_s, pause_s = float("inf"), _PAUSE_S[0]
         while True:
             failures: list[Unreachable] = []
             yield failures
             if not failures:
                 return
             self._forget()
+            first_failure_s = min(first_failure_s, self.now_s())
             patience_s = self.patience_s if self._seen else min(FIRST_CONTACT_S, self.patience_s)
-            if self.now_s() - began_s + pause_s > patience_s:
+            if self.now_s() - first_failure_s + pause_s > patience_s:
                 raise failures[-1]
             self.sleep(pause_s)
             pause_s = min(_PAUSE_S[1], 2 * pause_s)

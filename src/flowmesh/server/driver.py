@@ -222,7 +222,7 @@ class Driver:
             self.signals.worker(accepted.worker).set()
         touched = {step.run for step in changes.steps.values()} | changes.runs.keys()
         for run in touched:
-            self.signals.run_changed(run)
+            self.signals.run_changed(run, settled=run not in self.plane.state.runs)
         self._take_up(changes.steps.values())
 
     def _take_up(self, steps: Iterable[Step]) -> None:
@@ -279,6 +279,7 @@ class Driver:
                 lost = self.infos.keys() - self.plane.state.workers.keys()
                 for worker in lost:
                     del self.infos[worker]
+                    self.signals.forget_worker(worker)
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -74,19 +74,23 @@ async def watch_run(run: str, driver: TheDriver) -> StreamingResponse:
 
 async def _events(driver: Driver, run: RunId) -> AsyncIterator[bytes]:
     views = Views(driver)
-    with driver.signals.watching(run) as changed:
+    with driver.signals.watching(run) as watcher:
         while True:
-            changed.clear()
+            watcher.changed.clear()
             view = await asyncio.to_thread(views.run, run)
             yield as_event(view)
             if view.status != "running" or driver.signals.closing:
                 return
-            await asyncio.sleep(EVENT_GAP_S)
-            while not changed.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), KEEP_ALIVE_S)
-                    break
+            await _within(EVENT_GAP_S, watcher.settled)
+            while not await _within(KEEP_ALIVE_S, watcher.changed):
                 yield b": still here\n\n"
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether an event is set before so many seconds are over."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
 
 
 @routes.get("/lineage")

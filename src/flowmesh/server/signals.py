@@ -3,8 +3,17 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from flowmesh.base.ids import RunId, WorkerId
+
+
+@dataclass(slots=True)
+class Watcher:
+    """`changed` is set whenever something of a run has changed, `settled` with its end."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Signals:
@@ -12,20 +21,25 @@ class Signals:
         #: The server ends: whoever waits answers at once.
         self.closing = False
         self._workers: dict[WorkerId, asyncio.Event] = {}
-        self._watchers: dict[RunId, list[asyncio.Event]] = {}
+        self._watchers: dict[RunId, list[Watcher]] = {}
 
     def worker(self, worker: WorkerId) -> asyncio.Event:
         """Set whenever there may be something new to tell a worker."""
         return self._workers.setdefault(worker, asyncio.Event())
 
-    def run_changed(self, run: RunId) -> None:
+    def forget_worker(self, worker: WorkerId) -> None:
+        self._workers.pop(worker, None)
+
+    def run_changed(self, run: RunId, *, settled: bool) -> None:
         for watcher in self._watchers.get(run, ()):
-            watcher.set()
+            watcher.changed.set()
+            if settled:
+                watcher.settled.set()
 
     @contextmanager
-    def watching(self, run: RunId) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something of a run has changed."""
-        watcher = asyncio.Event()
+    def watching(self, run: RunId) -> Iterator[Watcher]:
+        """Be told of a run's changes for as long as the block lasts."""
+        watcher = Watcher()
         self._watchers.setdefault(run, []).append(watcher)
         try:
             yield watcher
@@ -41,8 +55,7 @@ class Signals:
     def close(self) -> None:
         """Wake everybody, for the last time."""
         self.closing = True
-        for event in (
-            *self._workers.values(),
-            *(e for found in self._watchers.values() for e in found),
-        ):
+        for event in self._workers.values():
             event.set()
+        for run in self._watchers:
+            self.run_changed(run, settled=True)
