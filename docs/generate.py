@@ -56,7 +56,7 @@ MEANINGS: Mapping[str, str] = {
     "Workflow.outputs": "Name to `${steps.STEP}` or `${steps.STEP.PORT}`: what the run is for.",
 }
 
-_PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
+PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The document", workflow.Workflow),
     ("A table input", workflow.TableInput),
     ("A file input", workflow.FileInput),
@@ -76,7 +76,7 @@ _NESTED = {
 def language() -> str:
     """Every key of the language."""
     text = ""
-    for title, model in _PARTS:
+    for title, model in PARTS:
         schema = model.model_json_schema()
         name = model.__name__
 
@@ -243,6 +243,16 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
 }
 
 
+def blocks_of(text: str) -> list[str]:
+    """The names of the generated blocks of a page."""
+    return [block[2] for block in _BLOCK.finditer(text)]
+
+
+def filled(text: str) -> str:
+    """A page with its generated blocks made anew."""
+    return _BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[3], text)
+
+
 def generated() -> dict[Path, str]:
     """Every page that holds something generated, as it should be."""
     known = {one.name: one for one in BUILT_IN}
@@ -250,8 +260,8 @@ def generated() -> dict[Path, str]:
     found = {DOCS / "workflow.schema.json": schema + "\n"}
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text()
-        if _BLOCK.search(text):
-            found[page] = _BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[3], text)
+        if blocks_of(text):
+            found[page] = filled(text)
     return found
 
 

@@ -12,6 +12,7 @@ from in_words import Schema, default, kind, sentence, table
 from flowmesh.base import errors
 from flowmesh.cli.main import cli
 from flowmesh.server.app import ServerSettings, create_app
+from flowmesh.wire import ErrorBody
 
 
 def error_codes() -> str:
@@ -76,7 +77,7 @@ def _option_table(options: Iterable[click.Option]) -> str:
         (
             ", ".join(f"`{name}{_value(one)}`" for name in (*one.opts, *one.secondary_opts)),
             _option_default(one),
-            one.help or "",
+            _escaped(one.help or ""),
         )
         for one in options
     ]
@@ -97,7 +98,15 @@ def _help(command: click.Command) -> str:
             parts.append(f"```sh\n{part.removeprefix('Example: ')}\n```")
         else:
             parts.append(" ".join(part.split()))
-    return "\n\n".join(parts) + "\n"
+    return _escaped("\n\n".join(parts)) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """`<home>` is a tag to Markdown, but within code."""
+    return "`".join(
+        part if number % 2 else part.replace("<", "&lt;")
+        for number, part in enumerate(text.split("`"))
+    )
 
 
 def _option_default(option: click.Option) -> str:
@@ -170,6 +179,8 @@ def bodies() -> str:
     """Every JSON body of the HTTP interface."""
     text = ""
     schemas = _openapi()["components"]["schemas"]
+    problem = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs") | {"ErrorBody": problem}
     for name, schema in sorted(schemas.items()):
         if name in ("HTTPValidationError", "ValidationError"):
             continue  # FastAPI's; ours are problem details

@@ -13,27 +13,28 @@ import pytest
 from flowmesh.cli.main import cli, main
 from flowmesh.cli.output import plain, table, usd
 
-DOCUMENT = """\
+DIGEST = f'"sha256:{"0" * 64}/1"'
+DOCUMENT = f"""\
 flowmesh: 1
 name: demo
 inputs:
-  prompts: {type: table, file: prompts.jsonl}
+  prompts: {{type: table, file: prompts.jsonl}}
 models:
-  chat: {digest: "sha256:%s/1"}
+  chat: {{digest: {DIGEST}}}
 steps:
   unique:
     op: dedupe
-    rows: ${inputs.prompts}
+    rows: ${{inputs.prompts}}
   answers:
     op: generate
-    rows: ${steps.unique}
-    model: ${models.chat}
-    prompt: "{{ question }}"
+    rows: ${{steps.unique}}
+    model: ${{models.chat}}
+    prompt: "{{{{ question }}}}"
     seed: 7
     max_tokens: 48
 outputs:
-  answers: ${steps.answers}
-""" % ("0" * 64)
+  answers: ${{steps.answers}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ BAD_DOCUMENTS = [
     ("prompts.jsonl", "promts.jsonl", "flow.yaml:4:", "did you mean 'prompts.jsonl'?"),
     ("    seed: 7", "    seed: 7\n    seed: 8", "flow.yaml:17:5:", "seed"),
     ("  answers: ${steps.answers}", "  a: ${steps.answers}\n  a: ${steps.unique}", ":20:3:", "a"),
-    ("digest:", "package: no-such-model #", "flow.yaml:6:", "pip install no-such-model"),
+    ("digest: " + DIGEST, "package: no-model", "flow.yaml:6:", "pip install no-model"),
     ("name: demo", "name: " + "[" * 60 + "]" * 60, "flow.yaml:2:", "deep"),
     ("name: demo", "name: demo\n#" + "x" * 10_000_000, "flow.yaml:", "the limit is 1,000,000"),
 ]
@@ -205,6 +206,14 @@ def test_what_should_not_happen_is_one_line_and_a_log(
     log = folder / "home" / "logs" / "cli.log"
     assert err == f"flowmesh: an error of our own: RuntimeError: first line; details are in {log}\n"
     assert "Traceback" in log.read_text()
+
+
+def test_a_home_that_cannot_be_used(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "home").mkdir()
+    (folder / "home" / "logs").write_text("in the way")
+    status, out, err = flowmesh(capfd, "runs")
+    assert (status, out) == (2, "")
+    assert err == f"flowmesh: {folder / 'home' / 'logs'}: File exists\n"
 
 
 def test_interrupted(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,13 @@ AWKWARD = (
 )
 texts = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=40)
 texts |= st.sampled_from(AWKWARD)
-scalars = st.none() | st.booleans() | st.integers() | texts
-scalars |= st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    texts,
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3)
 )

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pandas
 import pytest
 
 from flowmesh.base.errors import SpecError
 from flowmesh.sdk.tables import encoded, read_table, rows_in_memory
+
+pandas = pytest.importorskip("pandas")
 
 ROWS = [{"q": "a", "n": 1}, {"q": "ü", "n": 2}]
 
@@ -38,10 +39,10 @@ def test_one_table_in_every_format(tmp_path: Path, name: str, content: str) -> N
 
 def test_parquet_with_times_decimals_and_lists(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    duckdb.sql(
-        "SELECT 'a' AS q, DATE '2026-01-02' AS day, 1.5::DECIMAL(4,2) AS price, [1, 2] AS ids,"
-        " {'x': 1} AS box, NULL AS nothing"
-    ).write_parquet(str(path))
+    duckdb.execute(
+        "COPY (SELECT 'a' AS q, DATE '2026-01-02' AS day, 1.5::DECIMAL(4,2) AS price,"
+        f" [1, 2] AS ids, {{'x': 1}} AS box, NULL AS nothing) TO '{path}' (FORMAT parquet)"
+    )
     (row,) = read_table(path, "t.parquet")
     assert row == {
         "q": "a",

@@ -48,6 +48,7 @@ def up(
 
     Exit status: 0 stopped, 1 it failed, 2 wrong settings.
 
+    \b
     Example: flowmesh up --port 8420 --workers 2
     """
     from flowmesh.server.app import ServerSettings, serve
@@ -100,6 +101,7 @@ def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **opt
     Exit status: 0 stopped, 2 wrong settings or refused by the server,
                  3 the server cannot be reached.
 
+    \b
     Example: flowmesh worker --server http://10.0.0.5:8420 --token SECRET
     """
     from flowmesh.worker.agent import run_worker
@@ -127,6 +129,7 @@ def workers(app: App) -> None:
 
     Exit status: 0, or 3 if the service cannot be reached.
 
+    \b
     Example: flowmesh workers --json
     """
     with app.client() as client:

@@ -29,6 +29,7 @@ def runs(app: App, limit: int, after: str | None, all_tenants: bool) -> None:
 
     Exit status: 0, or 3 if the service cannot be reached.
 
+    \b
     Example: flowmesh runs --tenant alice --limit 5
     """
     with app.client() as client:
@@ -62,6 +63,7 @@ def show(app: App, run: str, wait: bool) -> None:
     Exit status: 0, 2 there is no such run, 3 the service cannot be reached;
                  with --wait also 1 if it failed or was cancelled.
 
+    \b
     Example: flowmesh show r-0123456789ab --wait
     """
     from flowmesh.cli.progress import follow
@@ -96,6 +98,7 @@ def outputs(app: App, run: str, name: str | None, directory: Path | None) -> Non
 
     Exit status: 0, 2 there is no such run or output, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh outputs r-0123456789ab --name pairs --to results
     """
     with app.client() as client:
@@ -119,7 +122,7 @@ def outputs(app: App, run: str, name: str | None, directory: Path | None) -> Non
 def _described(output: "Output", *, with_rows: bool) -> dict[str, object]:
     facts: dict[str, object] = {"name": output.name, **output.artifact.model_dump(mode="json")}
     if with_rows and output.artifact.kind == "table":
-        facts["rows"] = output.rows()
+        facts["table"] = output.rows()
     return facts
 
 
@@ -141,6 +144,7 @@ def cancel(app: App, run: str) -> None:
 
     Exit status: 0, 2 there is no such run, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh cancel r-0123456789ab
     """
     from flowmesh.cli.summary import run_document
@@ -168,6 +172,7 @@ def lineage(app: App, what: str, row: int | None, down: bool) -> None:
 
     Exit status: 0, 2 there is no such thing, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh lineage r-0123456789ab:pairs --row 3
     """
     from flowmesh.cli.tree import drawn

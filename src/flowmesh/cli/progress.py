@@ -102,14 +102,14 @@ class Bars:
                 task,
                 total=step.items or None,
                 completed=step.items if step.status == "succeeded" else step.done,
-                words=plain(in_words(step)),
+                words=in_words(step, with_message=False),
             )
             if step.status in _SETTLED:
                 self._bars.stop_task(task)
 
 
-def in_words(step: StepView) -> str:
-    """A step's state and what its tasks came to."""
+def in_words(step: StepView, *, with_message: bool = True) -> str:
+    """A step's state, what its tasks came to, and why if something is wrong."""
     if step.status == "running":
         return f"running, {step.items} {'item' if step.items == 1 else 'items'}"
     tasks = step.tasks
@@ -120,5 +120,5 @@ def in_words(step: StepView) -> str:
         "failed": tasks.failed,
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    why = f": {step.message}" if step.message else ""
+    why = f": {step.message}" if step.message and with_message else ""
     return step.status + (f" ({told})" if told else "") + why

@@ -50,6 +50,7 @@ def run(
     Exit status: 0 succeeded (with --no-wait: accepted), 1 the run failed or was cancelled,
                  2 the request was wrong, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh run quickstart.yaml --set samples=2 --input prompts=mine.jsonl
     """
     from flowmesh.cli.progress import follow
@@ -100,6 +101,7 @@ def validate(app: App, file: Path, settings: tuple[str, ...], inputs: tuple[str,
 
     Exit status: 0 it could be run, 2 it could not.
 
+    \b
     Example: flowmesh validate quickstart.yaml --set samples=2
     """
     prepared = _prepared(file, settings, inputs)
@@ -125,6 +127,7 @@ def schema(app: App) -> None:
 
     Operators of installed packages are in it. Exit status: 0.
 
+    \b
     Example: flowmesh schema > workflow.schema.json
     """
     from flowmesh.operators.catalog import catalog

@@ -22,6 +22,7 @@ def store() -> None:
 
     Exit status: 0, 1 damage was found, 2 no such digest, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh store verify
     """
 
@@ -35,6 +36,7 @@ def get(app: App, digest: str, file: Path | None) -> None:
 
     Exit status: 0, 2 no such digest or not yours, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh store get sha256:.../1234 --to table.jsonl
     """
     if app.as_json and file is None:
@@ -59,6 +61,7 @@ def put(app: App, file: Path) -> None:
 
     Exit status: 0, 2 no such file, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh store put prompts.jsonl
     """
     with app.client() as client:
@@ -76,6 +79,7 @@ def verify(app: App) -> None:
 
     Exit status: 0 all is sound, 1 damage was found, 3 the service cannot be reached.
 
+    \b
     Example: flowmesh store verify
     """
     with app.client() as client:
@@ -99,6 +103,7 @@ def gc(app: App, dry_run: bool, grace: int) -> None:
 
     Exit status: 0, or 3 if the service cannot be reached.
 
+    \b
     Example: flowmesh store gc --dry-run
     """
     with app.client() as client:

@@ -20,6 +20,7 @@ import httpx
 from flowmesh.sdk.transport import Address, NoServer
 
 START_S = 60.0
+LEAVE_S = 10.0
 _POLL_S = 0.03
 _HEALTH_S = 5.0
 #: Servers that this process has started; kept, as a child must have a parent that knows it.
@@ -40,18 +41,28 @@ class Embedded:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "start.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            noted = self._noted()
-            if noted is None or _health(noted) == "gone":
-                noted = self._start()
-            return self._ready(noted)
+            return self._ready(self._living() or self._start())
 
     def serves(self, url: str) -> bool:
         """Whether the server at `url` is the one of this home."""
         found = self._noted()
         return found is not None and found.url.rstrip("/") == url.rstrip("/")
 
+    def _living(self) -> Address | None:
+        """The server that is there; one that is on its way out is let go first."""
+        deadline = time.monotonic() + LEAVE_S
+        while (noted := self._noted()) is not None:
+            if _health(noted) != "gone":
+                return noted
+            if time.monotonic() > deadline:
+                break  # its process id is another's by now
+            time.sleep(_POLL_S)
+        return None
+
     def _noted(self) -> Address | None:
         """What `server.json` says, if its process lives."""
+        for server in _started:
+            server.poll()  # a child that has died looks alive until its parent has asked
         try:
             noted = json.loads((self.home / "server.json").read_bytes())
             os.kill(int(noted["pid"]), 0)

@@ -5,9 +5,10 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from flowmesh.stores.sqlite import Database
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: How long an attended server outlives its last client.
 ATTENDED_S = 3.0
+#: How often a server looks after its local workers.
+WATCH_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -154,6 +157,14 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to the process: workers say goodbye before the server goes."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 class _Process:
     """One server process: uvicorn, local workers, and the reasons to end."""
 
@@ -165,8 +176,7 @@ class _Process:
         config = uvicorn.Config(
             self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )
-        self.uvicorn = uvicorn.Server(config)
-        self.failed = False
+        self.uvicorn = _Uvicorn(config)
         self.workers = LocalWorkers(
             settings.home,
             settings.workers,
@@ -174,36 +184,40 @@ class _Process:
         )
 
     async def run(self) -> int:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         serving = asyncio.create_task(self.uvicorn.serve(sockets=[self.listener]))
-        try:
-            while not self.uvicorn.started and not serving.done():
-                await asyncio.sleep(0.01)
-            if self.uvicorn.started:
-                self._announce()
-                await self._watch(serving)
+        while not self.uvicorn.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if not self.uvicorn.started:
             await serving
+            return 1
+        self._announce()
+        try:
+            return await self._watch(stop)
         finally:
             self._withdraw()
             await self.workers.stop()
-        if not self.uvicorn.started:
-            return 1
-        return 1 if self.failed else 0
+            self.app.state.driver.signals.close()
+            self.uvicorn.should_exit = True
+            await serving
 
-    async def _watch(self, serving: "asyncio.Task[None]") -> None:
-        """Keep the workers running; end if the driver failed or nobody attends."""
+    async def _watch(self, stop: asyncio.Event) -> int:
+        """Keep the workers running, until told to stop, the driver failed, or nobody attends."""
         driver: Driver = self.app.state.driver
-        while not serving.done():
+        while not stop.is_set():
             for prefix in self.workers.ended():
                 await driver.worker_gone(prefix)
             self.workers.keep()
             if driver.fatal.done():
                 _log.error("stopping: %s", driver.fatal.result())
-                self.failed = self.uvicorn.should_exit = True
+                return 1
             if self.settings.attended and self._deserted(driver):
-                self.uvicorn.should_exit = True
-            if self.uvicorn.should_exit:
-                driver.signals.close()
-            await asyncio.wait([serving], timeout=0.25)
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), WATCH_S)
+        return 0
 
     def _deserted(self, driver: Driver) -> bool:
         idle_s = time.monotonic() - self.app.state.last_request_s

@@ -1,0 +1,121 @@
+"""How runs and lineage are told: as lines, as a summary, as a tree, as one document."""
+
+import json
+
+import pytest
+
+from flowmesh.cli.progress import Bars, Lines
+from flowmesh.cli.summary import run_document, show_summary
+from flowmesh.cli.tree import drawn
+from flowmesh.wire import ArtifactView, LineageNode, RowFailure, RunView, StepView, TaskCounts
+
+TABLE = ArtifactView(kind="table", digest=f"sha256:{'ab' * 32}/10", rows=2, columns=("q",))
+
+
+def view(status: str = "running", **settings: object) -> RunView:
+    return RunView.model_validate(
+        {"run": "r-1", "tenant": "alice", "name": "demo", "status": status, **settings}
+    )
+
+
+def step(status: str, **settings: object) -> StepView:
+    return StepView.model_validate({"step": "one", "op": "render", "status": status, **settings})
+
+
+HISTORY = [
+    view(steps=[step("waiting")]),
+    view(steps=[step("expanding")]),
+    view(steps=[step("running", items=3)]),
+    view(steps=[step("running", items=3, done=1)]),
+    view("succeeded", steps=[step("succeeded", items=3, done=3, tasks=TaskCounts(executed=2))]),
+]
+
+
+def test_one_line_for_each_state_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines() as lines:
+        for one in [*HISTORY, HISTORY[-1]]:
+            lines.update(one)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "run r-1 of tenant alice: demo",
+        "one: running, 3 items",
+        "one: succeeded (2 executed)",
+    ]
+
+
+def test_bars_write_nothing_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bars() as bars:
+        for one in HISTORY:
+            bars.update(one)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_summary_says_what_was_shared_and_what_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tasks = TaskCounts(total=6, executed=2, reused=2, joined=1, failed=1)
+    failure = RowFailure(step="one", row=4, sample=1, kind="input", message="no \x1b[31mnumber")
+    show_summary(
+        view(
+            "failed",
+            message="step one: no number",
+            steps=[step("failed", items=7, tasks=tasks)],
+            tasks=tasks,
+            batches=3,
+            seconds=1.26,
+            cost_usd=0.00123,
+            failures=[failure] * 11,
+        )
+    )
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    for words in (
+        "run r-1 (demo): failed after 1.3 s",
+        "one    render    failed      7         2       2       1       1",
+        "6 distinct tasks in 3 batches; 3 were not executed again",
+        "cost $0.00123, saved $0.00",
+        "  one, row 4, sample 1: no \\x1b[31mnumber (input)",
+        "  and more: flowmesh show r-1 --json",
+    ):
+        assert words in told.splitlines(), told
+    assert told.count("sample 1") == 10
+
+
+def test_a_summary_ends_with_what_can_be_typed_next(capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(view("succeeded", outputs={"pairs": TABLE}))
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [
+        "rows:     flowmesh outputs r-1 --name pairs",
+        "lineage:  flowmesh lineage r-1:pairs",
+    ]
+    assert f"pairs   table     2  {TABLE.digest}" in told
+
+
+def test_the_document_for_scripts() -> None:
+    document = json.loads(json.dumps(run_document(view("succeeded", outputs={"pairs": TABLE}))))
+    assert document["outputs"] == {"pairs": TABLE.digest}
+    assert document["tasks"] == dict.fromkeys(
+        ("total", "executed", "reused", "joined", "failed"), 0
+    )
+    promised = {"run", "status", "tasks", "batches", "seconds", "cost_usd", "saved_usd", "outputs"}
+    assert promised <= set(document)
+
+
+def test_lineage_as_a_tree() -> None:
+    prompts = LineageNode(label="input prompts", kind="input", digest=TABLE.digest)
+    facts = {"operator": "generate@1", "seconds": 0.12345, "cost_usd": 0.0, "worker": "w"}
+    answers = LineageNode(
+        label="answers.rows row 3", kind="row", task="12" * 32, facts=facts, children=[prompts]
+    )
+    model = LineageNode(label="model chat", kind="model", cut=True)
+    root = LineageNode(
+        label="pairs.rows", kind="artifact", children=[answers, model, answers.model_copy()]
+    )
+    assert drawn(root).splitlines() == [
+        "pairs.rows (artifact)",
+        "├─ answers.rows row 3  by generate@1  on w  0.123 s  task 121212121212",
+        "│  └─ input prompts  sha256:abababababab",
+        "├─ model chat  (cut here)",
+        "└─ answers.rows row 3  by generate@1  on w  0.123 s  task 121212121212 (as above)",
+    ]
