@@ -172,7 +172,8 @@ class WorkerView(WorkerInfo):
 class TaskReport(Body):
     """How one task of a lease ended: `result` is `spec.action.Result.encode()`, or a failure.
 
-    `seconds` are those that a failed attempt took; a result says so itself.
+    `seconds` are those that a failed attempt took; a result says so itself. `missing` is the
+    digest of an input that the store could not give.
     """
 
     lease: int
@@ -182,6 +183,7 @@ class TaskReport(Body):
     message: str = ""
     detail: str = ""
     seconds: float = 0.0
+    missing: str = ""
 
 
 class SyncRequest(Body):

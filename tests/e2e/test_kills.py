@@ -29,6 +29,10 @@ def done(run: Run) -> int:
     return counts.executed + counts.joined + counts.failed
 
 
+def reached(run: Run, target: int) -> bool:
+    return done(run) >= target or run.view().status != "running"
+
+
 def harm(running: Fabric, rng: Random) -> str:
     pids = running.worker_pids()
     if rng.random() < 0.5 or not pids:
@@ -42,7 +46,7 @@ def disturb(running: Fabric, run: Run, rng: Random, kills: int) -> int:
     """Kill something each time that a random number of further tasks is done."""
     for count in range(kills):
         target = done(run) + rng.randrange(1, 40)
-        until(lambda target=target: done(run) >= target or run.view().status != "running", "progress", 180)  # type: ignore[misc]  # fmt: skip
+        until(lambda target=target: reached(run, target), "progress", 180)  # type: ignore[misc]
         if run.view().status != "running":
             return count
         harm(running, rng)

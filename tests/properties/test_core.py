@@ -4,12 +4,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from flowmesh.base.ids import RunId, StepId, WorkerId
+from flowmesh.base.ids import RunId, StepId, TaskId, WorkerId
 from flowmesh.core.events import (
     PlaneStarted,
     RunCancelled,
     StepAssembled,
     StepExpanded,
+    StepReopened,
     Tick,
     WorkerGone,
 )
@@ -73,6 +74,25 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(run=numbers)
     def expand_again(self, run: int) -> None:
         self.bench.step(StepExpanded(self.bench.now_ms, StepId(f"r{run}/only"), skipped=True))
+
+    @rule(run=numbers)
+    def reopen(self, run: int) -> None:
+        self.bench.step(StepReopened(self.bench.now_ms, StepId(f"r{run}/only"), "lost"))
+
+    @rule(run=numbers, tasks=st.sets(numbers, max_size=3), lost=numbers)
+    def expand_with_losses(self, run: int, tasks: set[int], lost: int) -> None:
+        specs = tuple(
+            spec(f"x{task}", key=f"k{task % 2}", max_batch=1 + task) for task in sorted(tasks)
+        )
+        self.bench.step(
+            StepExpanded(
+                self.bench.now_ms,
+                StepId(f"r{run}/only"),
+                len(specs),
+                wanted=specs,
+                lost=(TaskId(f"x{lost}"),),
+            )
+        )
 
     @rule(run=numbers)
     def cancel(self, run: int) -> None:

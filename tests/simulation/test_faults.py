@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from flowmesh.core.apply import REOPEN_LIMIT
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.records import RunStatus
 from flowmesh.core.utility import Weights
@@ -23,6 +24,8 @@ def expected(world: World, run: str) -> set[RunStatus]:
     may = {RunStatus.SUCCEEDED}
     if any(world.workload.must_fail(step.id) for step in steps):
         may = {RunStatus.FAILED}
+    if any(step.reopened >= REOPEN_LIMIT for step in steps):
+        may |= {RunStatus.FAILED}
     if run in world.cancelled:
         may |= {RunStatus.CANCELLED}
     return may

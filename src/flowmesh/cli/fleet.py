@@ -1,7 +1,6 @@
 """`flowmesh up`, `worker`, `workers`: the processes that do the work."""
 
 import logging
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,13 @@ import click
 from flowmesh.cli.options import App, Size, process, service
 from flowmesh.cli.output import emit, note, say, size, table
 
+#: About what a cloud takes for a core with its memory: a nominal price for one's own machine.
+NOMINAL_USD_PER_HOUR = 0.05
+
 _USD = click.option(
     "--usd-per-hour",
     envvar="FLOWMESH_USD_PER_HOUR",
-    default=0.0,
+    default=NOMINAL_USD_PER_HOUR,
     show_default=True,
     type=click.FloatRange(min=0),
     help="What a worker's machine costs.",
@@ -66,13 +68,7 @@ def up(
     )
     settings.check()
     note(f"starting on {host}:{port}, data in {settings.home}; stop with Ctrl-C")
-    # To be told to stop is to be interrupted: local workers are ended, not orphaned.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    try:
-        status = serve(settings)
-    except KeyboardInterrupt:
-        status = 0
-    click.get_current_context().exit(status)
+    click.get_current_context().exit(serve(settings))
 
 
 @click.command()

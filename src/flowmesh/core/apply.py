@@ -16,6 +16,7 @@ from flowmesh.core.events import (
     RunSubmitted,
     StepAssembled,
     StepExpanded,
+    StepReopened,
     TaskResult,
     Tick,
     WorkerGone,
@@ -34,6 +35,8 @@ from flowmesh.core.records import (
 from flowmesh.core.state import State
 
 ESTIMATES_LIMIT = 10_000
+#: Times that a step is taken up again for something lost; then the store is beyond our help.
+REOPEN_LIMIT = 3
 
 
 def apply(state: State, record: Event | Decision) -> None:
@@ -48,6 +51,8 @@ def apply(state: State, record: Event | Decision) -> None:
             _step_expanded(state, record)
         case StepAssembled():
             _step_assembled(state, record)
+        case StepReopened():
+            _step_reopened(state, record)
         case WorkerSynced():
             _worker_synced(state, record)
         case RunCancelled():
@@ -143,6 +148,45 @@ def _step_assembled(state: State, event: StepAssembled) -> None:
         _fail_step(state, replace(step, message=event.error))
     else:
         _settle_step(state, replace(step, status=StepStatus.SUCCEEDED))
+
+
+def _step_reopened(state: State, event: StepReopened) -> None:
+    """Go back to before a step was expanded; what followed from it waits for it again."""
+    step = state.steps.get(event.step)
+    if step is None or step.status is StepStatus.WAITING:
+        return
+    if step.reopened >= REOPEN_LIMIT:
+        _fail_step(state, replace(step, message=event.message))
+        return
+    run = state.runs[step.run]
+    again = {step.id: None}
+    for step_id in run.steps:
+        if any(before in again for before in state.steps[step_id].upstream):
+            again[step_id] = None
+    for step_id in again:
+        _back_to_waiting(state, step_id)
+    for step_id in again:
+        _wait_for(state, step_id)
+    done = sum(state.steps[step_id].status in SETTLED for step_id in run.steps)
+    state.put_run(replace(run, open_steps=len(run.steps) - done))
+    state.put_step(replace(state.steps[step.id], reopened=step.reopened + 1))
+    _expand(state, step.id)
+
+
+def _back_to_waiting(state: State, step_id: StepId) -> None:
+    tasks.unwant(state, step_id)
+    state.todo.pop(step_id, None)
+    old = state.steps[step_id]
+    state.put_step(Step(old.id, old.run, old.upstream, old.on_error, reopened=old.reopened))
+
+
+def _wait_for(state: State, step_id: StepId) -> None:
+    """Count the steps that `step_id` waits for, and be among their dependents."""
+    step = state.steps[step_id]
+    before = [name for name in step.upstream if state.steps[name].status not in SETTLED]
+    for upstream in before:
+        state.dependents.setdefault(upstream, {})[step_id] = None
+    state.put_step(replace(step, missing=len(before)))
 
 
 def _settle_step(state: State, step: Step) -> None:

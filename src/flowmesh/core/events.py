@@ -61,6 +61,18 @@ class StepAssembled:
 
 
 @dataclass(frozen=True, slots=True)
+class StepReopened:
+    """Something that a step made is lost or damaged: it is expanded anew, and all after it.
+
+    `message` says what is lost; it is the run's end if that keeps happening.
+    """
+
+    at_ms: int
+    step: StepId
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """How one task of a lease ended.
 
@@ -123,6 +135,7 @@ Event = (
     RunSubmitted
     | StepExpanded
     | StepAssembled
+    | StepReopened
     | WorkerSynced
     | WorkerGone
     | RunCancelled
@@ -133,6 +146,7 @@ EVENTS: tuple[type, ...] = (
     RunSubmitted,
     StepExpanded,
     StepAssembled,
+    StepReopened,
     WorkerSynced,
     WorkerGone,
     RunCancelled,

@@ -1,6 +1,6 @@
 """What the control plane knows: frozen records, replaced and never edited.
 
-The states and who may move them are drawn in `docs/lifecycle.md`, from `transitions.py`.
+The states and who may move them are drawn in `docs/lifecycle.md`.
 """
 
 from dataclasses import dataclass
@@ -80,6 +80,7 @@ class Step:
         pending: distinct tasks that have not settled.
         executed, reused, joined, failed: distinct tasks by how they came to their end,
             see `wire.TaskCounts`.
+        reopened: how often it was taken up again because something of it was lost.
     """
 
     id: StepId
@@ -95,6 +96,7 @@ class Step:
     joined: int = 0
     failed: int = 0
     message: str = ""
+    reopened: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,10 @@ def _engine(params: GenerateParams | ChooseParams | EmbedParams) -> str:
     return f"transformers/{params.dtype}"
 
 
+def _exact(params: Any) -> bool:
+    return bool(params.dtype == "float32")
+
+
 def _tokens(text: str) -> float:
     return len(text) / _CHARS_PER_TOKEN
 
@@ -293,6 +297,7 @@ GENERATE = Operator(
     adds=_generate_adds,
     determinism=_generate_determinism,
     engine=_engine,
+    exact=_exact,
     work=_generate_work,
     max_batch=32,
 )
@@ -312,6 +317,7 @@ CHOOSE = Operator(
     shape=_choose_shape,
     adds=_choose_adds,
     engine=_engine,
+    exact=_exact,
     work=_choose_work,
     max_batch=32,
 )
@@ -334,6 +340,7 @@ EMBED = Operator(
     shape=_embed_shape,
     adds=_embed_adds,
     engine=_engine,
+    exact=_exact,
     work=_embed_work,
     max_batch=64,
 )

@@ -94,7 +94,6 @@ class Client:
         named = self._named
         locate = self._embedded.locate if named is None else lambda: named
         self.transport = Transport(locate, tenant, patience_s)
-        self._unclaimed: set[str] = set()
 
     def __enter__(self) -> "Client":
         return self
@@ -193,7 +192,6 @@ class Client:
         if fault := check_source(source, Path()):
             raise SpecError(Problem(fault[1]))
         made = ModelView(name=name, artifact=self._tree(source, Path()), source=title(source))
-        self._claim()
         answer = self.transport.request("PUT", f"/v1/models/{_segment(name)}", body=made)
         return ModelView.model_validate_json(answer)
 
@@ -282,7 +280,6 @@ class Client:
             except (SpecError, NotFound) as error:
                 problem = prepared.positions.problem(str(error), "models", alias)
                 raise SpecError(problem) from None
-        self._claim()
         return found
 
     def _tree(self, source: ModelSource, base: Path) -> ArtifactView:
@@ -298,16 +295,7 @@ class Client:
                 raise NotFound(f"the store holds no tree {source.digest}")
             return ArtifactView(kind="tree", digest=source.digest)
         known = ModelImporter(self.home, self._note).tree(source, base, destination)
-        if own is not None:
-            self._unclaimed.update(known.blobs)
         return ArtifactView(kind="tree", digest=known.digest)
-
-    def _claim(self) -> None:
-        """Say that what was put into our own store without the server's knowledge is ours."""
-        if self._unclaimed:
-            claimed = Digests(digests=sorted(self._unclaimed))
-            self.transport.request("POST", "/v1/blobs/claim", body=claimed)
-            self._unclaimed.clear()
 
 
 class _OwnStore:

@@ -33,6 +33,9 @@ from flowmesh.stores.trees import blobs_of_tree, put_tree
 #: Says to people what takes long.
 Note = Callable[[str], None]
 
+#: Uploads beyond this are worth a word.
+_SLOW_BYTES = 20_000_000
+
 
 class Destination(Protocol):
     """Where trees go: the store behind a server."""
@@ -140,7 +143,8 @@ class ModelImporter:
             for blob in sorted(destination.missing(blobs)):
                 path = store.path(blob)
                 assert path is not None, store
-                self._note(f"uploading {blob.short}, {blob.size_bytes / 1e6:.0f} MB")
+                if blob.size_bytes > _SLOW_BYTES:
+                    self._note(f"uploading {blob.size_bytes / 1e6:.0f} MB")
                 destination.upload(blob, path)
         return Known(str(digest), tuple(sorted(map(str, blobs))))
 

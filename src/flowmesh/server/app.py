@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flowmesh.base.errors import Problem, SpecError, StoreError
+from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError
 from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
 from flowmesh.server import auth, blobs, models, problems, runs, schema, sync
@@ -30,6 +30,8 @@ from flowmesh.stores.sqlite import Database
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: How long an attended server outlives its last client.
 ATTENDED_S = 3.0
+#: Of a machine's memory, what local workers may take together.
+WORKERS_MEMORY_SHARE = 0.75
 #: How often a server looks after its local workers.
 WATCH_S = 0.25
 
@@ -45,6 +47,7 @@ class ServerSettings:
         port: 0 for the one of last time if it is free, else any; `<home>/server.json` tells.
         token: what workers and clients must present; required beyond loopback.
         workers: local worker processes to keep running.
+        memory_bytes: limit of each local worker; its share of most of this machine's if None.
         attended: leave by itself soon after the last client has gone.
     """
 
@@ -68,19 +71,36 @@ class ServerSettings:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What a server owns on disk, opened before it listens: another one may own it already."""
+
+    blobs: FileStore
+    database: Database
+
+    @classmethod
+    def open(cls, home: Path) -> "Stores":
+        """Raises StoreError if another server uses `home`, or a newer version wrote it."""
+        database = Database(home / "journal.db")
+        try:
+            database.migrate(schema.MIGRATIONS)
+            return cls(FileStore(home / "store"), database)
+        except FlowMeshError:
+            database.close()
+            raise
+
+
 def create_app(settings: ServerSettings) -> FastAPI:
     app = FastAPI(
-        title="FlowMesh",
-        version=__version__,
-        lifespan=lambda app: _lifespan(app, settings),
-        dependencies=[Depends(auth.check_token)],
+        title="FlowMesh", version=__version__, lifespan=lambda app: _lifespan(app, settings)
     )
-    app.state.token = settings.token
     app.state.last_request_s = time.monotonic()
+    app.state.stores = None
     for part in (runs, blobs, models, sync):
         app.include_router(part.routes)
     problems.install(app)
     app.add_middleware(_NoteRequests, state=app.state)
+    app.add_middleware(auth.TokenGate, token=settings.token)
 
     @app.get("/healthz", tags=["server"])
     async def healthz() -> JSONResponse:
@@ -105,10 +125,8 @@ class _NoteRequests:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, settings: ServerSettings) -> AsyncIterator[None]:
-    store = FileStore(settings.home / "store")
-    database = Database(settings.home / "journal.db")
-    database.migrate(schema.MIGRATIONS)
-    driver = app.state.driver = Driver(database, store, catalog())
+    stores: Stores = app.state.stores or Stores.open(settings.home)
+    driver = app.state.driver = Driver(stores.database, stores.blobs, catalog())
     await driver.start()
     try:
         yield
@@ -120,10 +138,17 @@ def serve(settings: ServerSettings) -> int:
     """Serve until told to stop; 0 for a clean end. Raises SpecError, StoreError at the start."""
     settings.check()
     settings.home.mkdir(parents=True, exist_ok=True)
-    listener = _listen(settings)
+    stores = Stores.open(settings.home)
+    try:
+        listener = _listen(settings)
+    except FlowMeshError:
+        stores.database.close()
+        raise
     host, port = listener.getsockname()[:2]
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-    return asyncio.run(_Process(settings, listener, url).run())
+    process = _Process(settings, listener, url)
+    process.app.state.stores = stores
+    return asyncio.run(process.run())
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
@@ -157,6 +182,13 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _memory_bytes(settings: ServerSettings) -> int:
+    if settings.memory_bytes is not None:
+        return settings.memory_bytes
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(machine_bytes * WORKERS_MEMORY_SHARE / max(1, settings.workers))
+
+
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to the process: workers say goodbye before the server goes."""
 
@@ -180,7 +212,7 @@ class _Process:
         self.workers = LocalWorkers(
             settings.home,
             settings.workers,
-            WorkerOptions(url, settings.token, settings.usd_per_hour, settings.memory_bytes),
+            WorkerOptions(url, settings.token, settings.usd_per_hour, _memory_bytes(settings)),
         )
 
     async def run(self) -> int:

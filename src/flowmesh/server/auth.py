@@ -4,22 +4,34 @@ import hmac
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flowmesh.base.errors import AccessDenied, Problem, SpecError
+from flowmesh.server import problems
 from flowmesh.server.driver import Driver
 
 #: Answers without a token: a load balancer has none.
 OPEN_PATHS = ("/healthz",)
 
 
-def check_token(request: Request) -> None:
-    """Refuse whoever does not present the server's token, if it has one."""
-    token: str | None = request.app.state.token
-    if token is None or request.url.path in OPEN_PATHS:
-        return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), token.encode()):
-        raise AccessDenied("this server wants its access token: --token or FLOWMESH_TOKEN")
+class TokenGate:
+    """Refuses whoever does not present the server's token, if it has one: on every path."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._token is None or scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
+        if hmac.compare_digest(given.encode(), self._token.encode()):
+            await self._app(scope, receive, send)
+        else:
+            refused = AccessDenied("this server wants its access token: --token or FLOWMESH_TOKEN")
+            await problems.answer(problems.body_of(refused))(scope, receive, send)
 
 
 def driver_of(request: Request) -> Driver:

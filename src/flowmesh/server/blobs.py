@@ -57,14 +57,6 @@ async def put(
     return {"digest": str(digest)}
 
 
-@routes.post("/blobs/claim")
-async def claim(body: Digests, tenant: Tenant, driver: TheDriver) -> Digests:
-    """Say that these blobs, put into a store on the same disk, are the tenant's own."""
-    for text in body.digests:
-        await _grant(driver, tenant, _digest(text).hash)
-    return body
-
-
 @routes.get("/blobs/{hex_hash}", response_class=StreamingResponse)
 async def get(
     hex_hash: str,
@@ -100,8 +92,10 @@ async def collect_garbage(
 ) -> StoreReport:
     """Remove what no run, result or model needs and nobody touched for `grace_s` seconds."""
 
+    packs = {task.spec.pack for task in driver.plane.state.tasks.values()}
+
     def work() -> StoreReport:
-        live, trees = live_blobs(driver.database)
+        live, trees = live_blobs(driver.database, packs)
         report = collect(
             driver.store,
             live=live,

@@ -22,6 +22,7 @@ from flowmesh.core.events import (
     RunSubmitted,
     StepAssembled,
     StepExpanded,
+    StepReopened,
     TaskResult,
     Tick,
     WorkerGone,
@@ -59,6 +60,13 @@ WAIT_LIMIT_MS = 10_000
 SUBMISSIONS_KEPT = 1_000
 
 _log = logging.getLogger(__name__)
+
+
+StepFunction = Callable[[Submission, StepId, int], StepExpanded | StepAssembled | StepReopened]
+
+
+def run_of(step: StepId) -> RunId:
+    return RunId(step.split("/", 1)[0])
 
 
 def now_ms() -> int:
@@ -155,7 +163,10 @@ class Driver:
         worker = WorkerId(request.info.worker)
         self.infos[worker] = request.info
         news = self.signals.worker(worker)
+        lacking = self._lacking(request)
         await self._step(_synced(request))
+        for step, digest in lacking:
+            self._spawn(self._make_again(step, digest))
         settled = [(report.lease, report.task) for report in request.reports]
         deadline = time.monotonic() + min(request.wait_ms, WAIT_LIMIT_MS) / 1000
         while True:
@@ -171,6 +182,23 @@ class Driver:
             break
         await self._durable()
         return SyncAnswer(leases=leases, settled=settled)
+
+    def _lacking(self, request: SyncRequest) -> list[tuple[StepId, str]]:
+        """Steps whose tasks could not run for want of a blob, and which."""
+        wants = self.plane.state.wants
+        pairs = [
+            (step, report.missing)
+            for report in request.reports
+            if report.missing
+            for step in wants.get(TaskId(report.task), ())
+        ]
+        return list(dict.fromkeys(pairs))
+
+    async def _make_again(self, step: StepId, digest: str) -> None:
+        submission = await asyncio.to_thread(self.submission, run_of(step))
+        reopened = await asyncio.to_thread(self._work.lost, submission, step, digest, now_ms())
+        if reopened is not None:
+            await self._step(reopened)
 
     def _desired(self, worker: WorkerId) -> list[LeaseBody]:
         tasks = self.plane.state.tasks
@@ -236,7 +264,7 @@ class Driver:
                 self._spawn(self._do(*key))
 
     async def _do(self, step: StepId, status: StepStatus) -> None:
-        work: Callable[[Submission, StepId, int], StepExpanded | StepAssembled]
+        work: StepFunction
         work = self._work.expand if status is StepStatus.EXPANDING else self._work.assemble
         try:
             loop = asyncio.get_running_loop()
@@ -245,12 +273,8 @@ class Driver:
         finally:
             self._performing.discard((step, status))
 
-    def _in_thread(
-        self,
-        work: Callable[[Submission, StepId, int], StepExpanded | StepAssembled],
-        step: StepId,
-    ) -> StepExpanded | StepAssembled:
-        return work(self.submission(RunId(step.split("/", 1)[0])), step, now_ms())
+    def _in_thread(self, work: StepFunction, step: StepId) -> Event:
+        return work(self.submission(run_of(step)), step, now_ms())
 
     def items(self, step: StepId) -> Items:
         """The items of an expanded step."""

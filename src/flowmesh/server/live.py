@@ -1,19 +1,19 @@
 """Which blobs somebody still needs: the roots of garbage collection."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from flowmesh.base.digest import Digest
 from flowmesh.spec.action import Result
 from flowmesh.stores.sqlite import Database
 
 
-def live_blobs(database: Database) -> tuple[set[Digest], set[Digest]]:
-    """Blobs that runs, results of the action cache and registered models name.
+def live_blobs(database: Database, packs: Iterable[str]) -> tuple[set[Digest], set[Digest]]:
+    """Blobs that runs, cached results and registered models name, and unsettled tasks' packs.
 
     The second set are those among them that are manifests of trees: collection follows them.
     """
-    named = list(_named(database))
+    named = [*_named(database), *(("blob", pack) for pack in packs)]
     live = {Digest.parse(text) for _, text in named}
     return live, {Digest.parse(text) for kind, text in named if kind == "tree"}
 

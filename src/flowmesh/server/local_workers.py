@@ -11,11 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 STOP_S = 5.0
+#: A slot's worker is started this often at most, lest one that cannot run spins.
+START_GAP_S = 1.0
 #: How long a local worker looks for a server before it gives up.
 ORPHANED_S = 20
 
@@ -29,7 +32,7 @@ class WorkerOptions:
     url: str
     token: str | None
     usd_per_hour: float
-    memory_bytes: int | None
+    memory_bytes: int
 
 
 class LocalWorkers:
@@ -38,6 +41,7 @@ class LocalWorkers:
         self._count = count
         self._options = options
         self._ours: dict[int, subprocess.Popen[bytes]] = {}
+        self._started_s: dict[int, float] = {}
 
     def ended(self) -> list[str]:
         """Of our workers that have ended since the last call: how their ids start."""
@@ -46,12 +50,14 @@ class LocalWorkers:
 
     def keep(self) -> None:
         """Start a worker for every slot whose lock nobody holds."""
+        now_s = time.monotonic()
         for slot in range(self._count):
-            if slot in self._ours:
+            if slot in self._ours or now_s - self._started_s.get(slot, -START_GAP_S) < START_GAP_S:
                 continue
             lock = self._take(slot)
             if lock is not None:
                 with lock:
+                    self._started_s[slot] = now_s
                     self._ours[slot] = self._start(slot, lock)
 
     def _take(self, slot: int) -> IO[bytes] | None:
@@ -73,8 +79,7 @@ class LocalWorkers:
         command += ["--store", str(self._home / "store")]
         command += ["--usd-per-hour", str(options.usd_per_hour)]
         command += ["--exit-when-orphaned", str(ORPHANED_S)]
-        if options.memory_bytes is not None:
-            command += ["--memory", str(options.memory_bytes)]
+        command += ["--memory", str(options.memory_bytes)]
         environment = {**os.environ}
         if options.token is not None:
             environment["FLOWMESH_TOKEN"] = options.token

@@ -16,12 +16,14 @@ routes = APIRouter(prefix="/v1/models", tags=["models"])
 
 @routes.get("")
 async def list_models(driver: TheDriver) -> list[ModelView]:
+    """Every model that has a name here."""
     rows = driver.database.read("SELECT name, artifact, source, added_ms FROM models ORDER BY name")
     return [_view(row) for row in rows]
 
 
 @routes.get("/{name}")
 async def show_model(name: str, driver: TheDriver) -> ModelView:
+    """A model by its name."""
     return find_model(driver, name)
 
 

@@ -37,7 +37,7 @@ async def create_run(
     run = run_id(body.tenant, body.key)
     if not await driver.submit(body, run):
         response.status_code = 200
-    return await asyncio.to_thread(Views(driver).run, run)
+    return await asyncio.to_thread(Views(driver).run, run, body.tenant)
 
 
 @routes.get("/runs")
@@ -52,32 +52,33 @@ async def list_runs(
 
 
 @routes.get("/runs/{run}")
-async def show_run(run: str, driver: TheDriver) -> RunView:
-    return await asyncio.to_thread(Views(driver).run, RunId(run))
+async def show_run(run: str, tenant: Tenant, driver: TheDriver) -> RunView:
+    """A run of the tenant, with its steps and first failures."""
+    return await asyncio.to_thread(Views(driver).run, RunId(run), tenant)
 
 
 @routes.post("/runs/{run}/cancel")
-async def cancel_run(run: str, driver: TheDriver) -> RunView:
+async def cancel_run(run: str, tenant: Tenant, driver: TheDriver) -> RunView:
     """End a run that has not settled; what nobody else waits for is stopped."""
     views = Views(driver)
-    await asyncio.to_thread(views.run, RunId(run))
+    await asyncio.to_thread(views.run, RunId(run), tenant)
     await driver.cancel(RunId(run))
-    return await asyncio.to_thread(views.run, RunId(run))
+    return await asyncio.to_thread(views.run, RunId(run), tenant)
 
 
 @routes.get("/runs/{run}/events", response_class=StreamingResponse)
-async def watch_run(run: str, driver: TheDriver) -> StreamingResponse:
+async def watch_run(run: str, tenant: Tenant, driver: TheDriver) -> StreamingResponse:
     """Server-sent events: the run's view at each change, until it has settled."""
-    await asyncio.to_thread(Views(driver).run, RunId(run))
-    return StreamingResponse(_events(driver, RunId(run)), media_type="text/event-stream")
+    await asyncio.to_thread(Views(driver).run, RunId(run), tenant)
+    return StreamingResponse(_events(driver, RunId(run), tenant), media_type="text/event-stream")
 
 
-async def _events(driver: Driver, run: RunId) -> AsyncIterator[bytes]:
+async def _events(driver: Driver, run: RunId, tenant: str) -> AsyncIterator[bytes]:
     views = Views(driver)
     with driver.signals.watching(run) as watcher:
         while True:
             watcher.changed.clear()
-            view = await asyncio.to_thread(views.run, run)
+            view = await asyncio.to_thread(views.run, run, tenant)
             yield as_event(view)
             if view.status != "running" or driver.signals.closing:
                 return

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from flowmesh.base.digest import Digest, canonical
-from flowmesh.base.errors import FlowMeshError, StoreError
+from flowmesh.base.errors import BlobMissing, DigestMismatch, FlowMeshError, StoreError
 from flowmesh.base.ids import StepId, TaskId
-from flowmesh.core.events import StepAssembled, StepExpanded
+from flowmesh.core.events import StepAssembled, StepExpanded, StepReopened
 from flowmesh.core.records import TaskSpec
 from flowmesh.server import items
 from flowmesh.server.project import AssembledRecord, ExpandedRecord, Use, pack
@@ -47,7 +47,9 @@ class StepWork:
         self._database = database
         self._store = store
 
-    def expand(self, submission: Submission, step: StepId, at_ms: int) -> StepExpanded:
+    def expand(
+        self, submission: Submission, step: StepId, at_ms: int
+    ) -> StepExpanded | StepReopened:
         """A step's items and which of their tasks are done already."""
         node = submission.node(step)
         try:
@@ -61,6 +63,10 @@ class StepWork:
             rows = self._rows(bound["rows"]) if node.op.grain == "row" else None
             scope = _scope(submission, step)
             expansion = expand(node, bound, rows, scope)
+        except (BlobMissing, DigestMismatch) as error:
+            return self.lost(submission, step, _digest_of(error), at_ms) or StepExpanded(
+                at_ms, step, error=str(error)
+            )
         except (FlowMeshError, RenderError, ValueError) as error:
             return StepExpanded(at_ms, step, error=str(error))
         if len(expansion.items) > ITEMS_LIMIT:
@@ -172,7 +178,9 @@ class StepWork:
             del cached[task]
         return cached, lost
 
-    def assemble(self, submission: Submission, step: StepId, at_ms: int) -> StepAssembled:
+    def assemble(
+        self, submission: Submission, step: StepId, at_ms: int
+    ) -> StepAssembled | StepReopened:
         """A step's output artifacts, from the results of its tasks."""
         node = submission.node(step)
         try:
@@ -180,9 +188,30 @@ class StepWork:
                 record = self._whole(step)
             else:
                 record = self._assembled(submission, step, node)
+        except (BlobMissing, DigestMismatch) as error:
+            return self.lost(submission, step, _digest_of(error), at_ms) or StepAssembled(
+                at_ms, step, error=str(error)
+            )
         except (FlowMeshError, ValueError) as error:
             return StepAssembled(at_ms, step, error=str(error))
         return StepAssembled(at_ms, step, record=pack(record))
+
+    def lost(
+        self, submission: Submission, step: StepId, digest: str, at_ms: int
+    ) -> StepReopened | None:
+        """Have a blob that `step` needs made again; None for one that came from outside.
+
+        What another step of the run made, that step makes again; what belongs to the step
+        itself (its items, documents, results) comes back with its own expansion.
+        """
+        made, _ = self._upstream(submission, step)
+        makers = [source.step for source, artifact in made.items() if artifact.digest == digest]
+        outside = {str(artifact.address) for artifact in submission.artifacts()}
+        if not makers and digest in outside:
+            return None
+        run, own = step.split("/", 1)
+        maker = StepId(f"{run}/{makers[0] if makers else own}")
+        return StepReopened(at_ms, maker, f"{digest} was lost from the store again and again")
 
     def items(self, step: StepId) -> items.Items:
         ((blob,),) = self._database.read("SELECT items_blob FROM steps WHERE step = ?", (step,))
@@ -234,6 +263,10 @@ class StepWork:
         digest = self._store.put(encode_rows(rows))
         columns = columns_of(rows) or node.columns.get(port) or ()
         return Artifact("table", str(digest), len(rows), columns)
+
+
+def _digest_of(error: BlobMissing | DigestMismatch) -> str:
+    return str(error.want if isinstance(error, DigestMismatch) else error.digest)
 
 
 def _gone(task: str) -> StoreError:

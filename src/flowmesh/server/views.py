@@ -22,11 +22,11 @@ class Views:
         self._driver = driver
         self._read = driver.database.read
 
-    def run(self, run: RunId) -> RunView:
-        """A run with its steps and first failures. Raises NotFound."""
-        rows = self._read(f"SELECT {_RUN} FROM runs WHERE run = ?", (run,))
+    def run(self, run: RunId, tenant: str) -> RunView:
+        """A tenant's run with its steps and first failures. Raises NotFound."""
+        rows = self._read(f"SELECT {_RUN} FROM runs WHERE run = ? AND tenant = ?", (run, tenant))
         if not rows:
-            raise NotFound(f"there is no run {run}; `flowmesh runs` lists those there are")
+            raise NotFound(f"tenant {tenant} has no run {run}; `flowmesh runs` lists those it has")
         view = _run_view(rows[0])
         steps = self._read(f"SELECT {_STEP} FROM steps WHERE run = ? ORDER BY position", (run,))
         view.steps = [_step_view(row) for row in steps]

@@ -18,6 +18,7 @@ class Faults:
         jump_clock: the plane's clock jumps, either way.
         transient, memory, internal, crash_child: an attempt fails so.
         bad_input: share of tasks whose input is at fault.
+        lose_blob: something that a step had made is found to be gone when it is needed.
         cancel: share of runs that somebody cancels.
         delay_ms_max: of a message; beyond a lease's length, heartbeats come too late.
     """
@@ -35,6 +36,7 @@ class Faults:
     internal: float = 0.0
     crash_child: float = 0.0
     bad_input: float = 0.0
+    lose_blob: float = 0.0
     cancel: float = 0.0
     delay_ms_max: int = 50
 

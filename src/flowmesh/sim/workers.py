@@ -34,6 +34,9 @@ class SimWorker:
         self.silent_until_ms = 0
         self.warm: dict[str, None] = {}
         self.running: dict[LeaseId, tuple[TaskId, ...]] = {}
+        #: Which start of a lease goes on; one that was stopped in between does not.
+        self._starts = 0
+        self._start_of: dict[LeaseId, int] = {}
         self.reports: dict[tuple[LeaseId, TaskId], TaskResult] = {}
         world.after(world.rng.randrange(10_000), self._beat)
 
@@ -68,6 +71,7 @@ class SimWorker:
         self.generation += 1
         self.warm.clear()
         self.running.clear()
+        self._start_of.clear()
         self.reports.clear()
 
     def _sync(self, *, leaving: bool = False) -> None:
@@ -102,38 +106,40 @@ class SimWorker:
             for lease, tasks in self.running.items()
             if lease in wanted
         }
+        self._start_of = {k: start for k, start in self._start_of.items() if k in wanted}
         for lease, tasks in desired:
             todo = tuple(task for task in tasks if (lease, task) not in self.reports)
             if lease not in self.running and todo:
                 self.running[lease] = todo
-                self._next(generation, lease, len(todo))
+                self._starts += 1
+                self._start_of[lease] = self._starts
+                self._next(self._starts, lease, len(todo))
 
-    def _next(self, generation: int, lease: LeaseId, batch_size: int) -> None:
+    def _next(self, start: int, lease: LeaseId, batch_size: int) -> None:
         """Run the lease's tasks one by one, so that a batch completes partially."""
-        if generation != self.generation or not self.running.get(lease):
-            self.running.pop(lease, None)
+        if self._start_of.get(lease) != start or not self.running.get(lease):
             return
         task = self.running[lease][0]
         spec = self.world.workload.spec(task)
         self.warm[spec.batch_key] = None
         seconds = spec.work / self.units_per_s
         self.world.after(
-            int(1000 * seconds), lambda: self._finish(generation, lease, task, seconds, batch_size)
+            int(1000 * seconds), lambda: self._finish(start, lease, task, seconds, batch_size)
         )
 
     def _finish(
-        self, generation: int, lease: LeaseId, task: TaskId, seconds: float, batch_size: int
+        self, start: int, lease: LeaseId, task: TaskId, seconds: float, batch_size: int
     ) -> None:
-        if generation != self.generation or task not in self.running.get(lease, ()):
+        if self._start_of.get(lease) != start:
             return
-        failure = self._failure(task, batch_size)
-        output = "" if failure else f"output of {task}"
-        result = TaskResult(lease, task, failure, output, str(failure or ""), seconds=seconds)
-        self.reports[lease, task] = result
-        left = tuple(other for other in self.running[lease] if other != task)
-        self.running[lease] = left
-        self._sync()
-        self._next(generation, lease, batch_size)
+        if task in self.running.get(lease, ()):
+            failure = self._failure(task, batch_size)
+            output = "" if failure else f"output of {task}"
+            result = TaskResult(lease, task, failure, output, str(failure or ""), seconds=seconds)
+            self.reports[lease, task] = result
+            self.running[lease] = tuple(one for one in self.running[lease] if one != task)
+            self._sync()
+        self._next(start, lease, batch_size)
 
     def _failure(self, task: TaskId, batch_size: int) -> Failure | None:
         world, faults = self.world, self.world.faults

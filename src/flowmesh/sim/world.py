@@ -14,6 +14,7 @@ from flowmesh.core.events import (
     RunCancelled,
     StepAssembled,
     StepExpanded,
+    StepReopened,
     Tick,
     WorkerSynced,
 )
@@ -42,7 +43,7 @@ class World:
         self.rng = Random(seed)
         self.faults = Faults.swarm(self.rng)
         #: A result may be forgotten too early then, and made again.
-        self._clock_jumps = self.faults.jump_clock > 0
+        self._may_repeat = self.faults.jump_clock > 0 or self.faults.lose_blob > 0
         self.workload = Workload(self.rng, self.faults.bad_input)
         self.plane = ControlPlane()
         self.journal: list[Event | Decision] = []
@@ -54,7 +55,8 @@ class World:
         self.submitted: dict[RunId, None] = {}
         self.cancelled: dict[RunId, None] = {}
         self.steps: dict[StepId, Step] = {}
-        self._performing: dict[StepId, StepStatus] = {}
+        self._lost: dict[TaskId, None] = {}
+        self._performing: dict[tuple[StepId, StepStatus], None] = {}
         self._queue: list[tuple[int, int, Callable[[], None]]] = []
         self._order = 0
         self.workers = [SimWorker(self, number) for number in range(workers)]
@@ -139,7 +141,7 @@ class World:
     def _keep(self, accepted: Accepted) -> None:
         task, output = accepted.result.task, accepted.result.output
         if accepted.result.failure is None:
-            assert task not in self.cache or self._clock_jumps, f"{task} ran twice"
+            assert task not in self.cache or self._may_repeat, f"{task} ran twice"
             self.cache[task] = output
             self.executions[task] = self.executions.get(task, 0) + 1
 
@@ -155,29 +157,55 @@ class World:
     def _perform(self) -> None:
         """What the driver does for the core, perhaps twice: expand and assemble steps."""
         for step in self.plane.outstanding():
-            if self._performing.get(step.id) is not step.status:
-                self._performing[step.id] = step.status
+            if (step.id, step.status) not in self._performing:
+                self._performing[step.id, step.status] = None
                 work = self._expand if step.status is StepStatus.EXPANDING else self._assemble
                 self.after(self.rng.randint(1, 2_000), lambda id=step.id, work=work: work(id))  # type: ignore[misc]
 
     def _expand(self, step: StepId) -> None:
         """The cache is read now, the event comes later: results may come between."""
+        if self._lose_something(step):
+            return
         if self.workload.skips(step):
-            self._tell(lambda now: StepExpanded(now, step, skipped=True))
+            self._tell(step, lambda now: StepExpanded(now, step, skipped=True))
             return
         tasks = self.workload.tasks(step)
+        lost = tuple(task for task in dict.fromkeys(tasks) if task in self._lost)
+        for task in lost:
+            self._lost.pop(task)
+            self.cache.pop(task, None)
         distinct = dict.fromkeys(tasks)
         wanted = tuple(self.workload.spec(task) for task in distinct if task not in self.cache)
         found = len(distinct) - len(wanted)
-        expanded = lambda now: StepExpanded(now, step, len(tasks), found, wanted)  # noqa: E731
-        self.after(self.rng.randint(1, 5_000), lambda: self._tell(expanded))
+        items = len(tasks)
+        expanded = lambda now: StepExpanded(now, step, items, found, wanted, lost=lost)  # noqa: E731
+        self.after(self.rng.randint(1, 5_000), lambda: self._tell(step, expanded))
+
+    def _lose_something(self, step: StepId) -> bool:
+        """A result of a step before this one is gone: that step is taken up again."""
+        upstream = self.steps[step].upstream
+        if not upstream or not self.hit(self.faults.lose_blob):
+            return False
+        maker = self.rng.choice(upstream)
+        self._lost |= dict.fromkeys(self.workload.tasks(maker)[:1])
+        self._tell(step, lambda now: StepReopened(now, maker, "lost again and again"))
+        return True
 
     def _assemble(self, step: StepId) -> None:
-        missing = [task for task in self.workload.tasks(step) if task not in self.cache]
-        assert all(self.workload.is_bad(task) for task in missing) or self.steps[step].failed
-        self._tell(lambda now: StepAssembled(now, step))
+        """Every result is there, but for those that failed, or were lost since."""
+        tasks = self.workload.tasks(step)
+        good = [task for task in dict.fromkeys(tasks) if not self.workload.is_bad(task)]
+        gone = [task for task in good if task not in self.cache]
+        if len(gone) > self.steps[step].failed:
+            assert self._may_repeat, f"{step} lacks {gone}"
+            self._tell(step, lambda now: StepReopened(now, step, "lost again and again"))
+            return
+        self._tell(step, lambda now: StepAssembled(now, step))
 
-    def _tell(self, make: Callable[[int], Event]) -> None:
+    def _tell(self, step: StepId, make: Callable[[int], Event]) -> None:
+        """The driver's answer for a step; afterwards it may be asked for the step again."""
+        for status in (StepStatus.EXPANDING, StepStatus.ASSEMBLING):
+            self._performing.pop((step, status), None)
         self.step(make)
 
     def _tick(self) -> None:

@@ -202,6 +202,9 @@ class _Builder:
             self._report(message, *path, "on_error")
         if params is None:
             return None
+        if step.numerics == "exact" and not op.exact(params):
+            message = f"{op.name} with {op.engine(params)} gives results that vary with the batch"
+            self._report(f"{message}; take dtype: float32", *path, "numerics")
         try:
             columns = self._columns(op, params, inputs, instance)
             outputs = {port: normal_kind(kind) for port, kind in op.outputs(params).items()}

@@ -91,6 +91,7 @@ class Operator:
             A port of arity `list` or `map` gives a list or dict of columns. May raise ParamError.
         determinism: from the parameters.
         engine: `family/numeric format` from the parameters, if it changes results.
+        exact: whether the same bytes come out alone or in any batch, from the parameters.
         work: estimated work of an action in units whose cost is learnt; 1 for a small thing.
         max_batch: most tasks of one lease.
     """
@@ -114,6 +115,7 @@ class Operator:
     columns: Callable[[Any, Mapping[str, Any]], Mapping[str, Columns]] = _unknown
     determinism: Callable[[Any], Determinism] = lambda params: "pure"
     engine: Callable[[Any], str] = lambda params: ""
+    exact: Callable[[Any], bool] = lambda params: True
     work: Callable[[Mapping[str, Any]], float] = lambda action_params: 1.0
     max_batch: int = 1
 

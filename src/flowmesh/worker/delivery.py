@@ -4,7 +4,7 @@ A result is reported only when the server has every blob that it needs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,14 @@ from flowmesh.worker.frames import Frame
 
 #: Outcomes that come within this time are handed on together, and share its cost.
 COALESCE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """An input that cannot be had. `digest` is empty where that is not the store's fault."""
+
+    message: str
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,15 @@ class Assignment:
     def failed(
         self, task: str, kind: FailureKind, message: str, detail: str = "", seconds: float = 0.0
     ) -> None:
-        failure = {"kind": kind.value, "message": message, "detail": detail, "seconds": seconds}
+        why = {"kind": kind.value, "message": message, "detail": detail}
+        self._fail(task, {**why, "seconds": seconds})
+
+    def lacks(self, task: str, lack: Lack) -> None:
+        """A task cannot run for want of an input; the server may have it made again."""
+        failure = {"kind": FailureKind.TRANSIENT.value, "message": lack.message}
+        self._fail(task, {**failure, "missing": lack.digest})
+
+    def _fail(self, task: str, failure: Mapping[str, object]) -> None:
         self._report(
             TaskReport.model_validate({"lease": self.lease.lease, "task": task, **failure})
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmesh.base.digest import Digest, fingerprint
-from flowmesh.base.errors import FlowMeshError
+from flowmesh.base.errors import BlobMissing, DigestMismatch, FlowMeshError
 from flowmesh.runtimes.base import FailureKind
 from flowmesh.spec.action import Action, artifacts_of
 from flowmesh.spec.operator import Operator
@@ -20,7 +20,7 @@ from flowmesh.wire import LeaseTask
 from flowmesh.worker import frames
 from flowmesh.worker.cache import Cache, Pin
 from flowmesh.worker.children import ChildDied, ChildKey, Children, NoChild
-from flowmesh.worker.delivery import Assignment, Delivery, delivering
+from flowmesh.worker.delivery import Assignment, Delivery, Lack, delivering
 from flowmesh.worker.offers import preloads
 from flowmesh.worker.packs import Packs
 
@@ -70,8 +70,8 @@ class Executor:
         tasks: list[_Task] = []
         for named in assignment.lease.tasks:
             lines = packs[named.pack]
-            if isinstance(lines, str):
-                assignment.failed(named.task, FailureKind.TRANSIENT, lines)
+            if isinstance(lines, Lack):
+                assignment.lacks(named.task, lines)
                 continue
             task = _document(named, lines)
             fault = task if isinstance(task, str) else self._misfit(task, tasks)
@@ -81,13 +81,13 @@ class Executor:
                 tasks.append(task)
         return tasks
 
-    async def _lines(self, pack: str, numbers: list[int], pin: Pin) -> dict[int, bytes] | str:
+    async def _lines(self, pack: str, numbers: list[int], pin: Pin) -> dict[int, bytes] | Lack:
         """Lines of a pack, or why there are none."""
         try:
             digest = Digest.parse(pack)
             path = await self._cache.blob(digest, pin)
         except (FlowMeshError, ValueError) as error:
-            return f"the pack of this task's document: {error}"
+            return _lack("the pack of this task's document cannot be had", pack, error)
         return await asyncio.to_thread(self._packs.lines, digest, path, numbers)
 
     def _misfit(self, task: _Task, others: list[_Task]) -> str:
@@ -116,25 +116,25 @@ class Executor:
         needed = {(a.kind == "tree", a.digest) for task in tasks for a in task.action.artifacts()}
         asked = [(tree, Digest.parse(digest)) for tree, digest in sorted(needed)]
         got = await asyncio.gather(*(self._input(tree, digest, pin) for tree, digest in asked))
-        faults = {str(digest): fault for (_, digest), (fault, _) in zip(asked, got, strict=True)}
+        lacks = {str(digest): lack for (_, digest), (lack, _) in zip(asked, got, strict=True)}
         ready = []
         for task in tasks:
-            lacking = [fault for a in task.action.artifacts() if (fault := faults[a.digest])]
+            lacking = [lack for a in task.action.artifacts() if (lack := lacks[a.digest])]
             if lacking:
-                assignment.failed(task.id, FailureKind.TRANSIENT, lacking[0])
+                assignment.lacks(task.id, lacking[0])
             else:
                 ready.append(task)
         return ready, sum(size_bytes for _, size_bytes in got)
 
-    async def _input(self, tree: bool, digest: Digest, pin: Pin) -> tuple[str, int]:
-        """Why an input cannot be had (or nothing), and its bytes if it is a tree."""
+    async def _input(self, tree: bool, digest: Digest, pin: Pin) -> tuple[Lack | None, int]:
+        """Why an input cannot be had, if so, and its bytes if it is a tree."""
         try:
             if tree:
-                return "", await self._cache.tree(digest, pin)
+                return None, await self._cache.tree(digest, pin)
             await self._cache.blob(digest, pin)
         except FlowMeshError as error:
-            return f"an input of this task cannot be had: {error}", 0
-        return "", 0
+            return _lack("an input of this task cannot be had", str(digest), error), 0
+        return None, 0
 
     async def _execute(
         self, assignment: Assignment, tasks: list[_Task], tree_bytes: int, pin: Pin
@@ -189,3 +189,8 @@ def _document(named: LeaseTask, lines: Mapping[int, bytes]) -> _Task | str:
         return _Task(named.task, document, Action.of(document))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"line {named.line} of its pack is no action document: {error!r}"
+
+
+def _lack(what: str, digest: str, error: Exception) -> Lack:
+    lost = isinstance(error, BlobMissing | DigestMismatch)
+    return Lack(f"{what}: {error}", digest if lost else "")
