@@ -31,31 +31,6 @@ _BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DO
 
 # The language
 
-#: Of keys that the models leave to their own docstrings.
-MEANINGS: Mapping[str, str] = {
-    "TableInput.type": "This is a table.",
-    "TableInput.file": "JSONL, JSON, CSV, TSV or Parquet; relative to the document. Used unless"
-    " `--input` gives another; needed if it does not.",
-    "TableInput.description": "For people.",
-    "FileInput.type": "This is a file.",
-    "FileInput.file": "Relative to the document; used unless `--input` gives another.",
-    "FileInput.description": "For people.",
-    "PlainInput.type": "Kind of value.",
-    "PlainInput.default": "Used unless `--set` gives another; without one the input is required.",
-    "PlainInput.min": "Least value, of numbers.",
-    "PlainInput.max": "Greatest value, of numbers.",
-    "PlainInput.choices": "The only values allowed.",
-    "PlainInput.description": "For people.",
-    "Workflow.name": "Shown in listings.",
-    "Workflow.description": "For people.",
-    "Workflow.share": "Who may share this run's work, unless a step says otherwise.",
-    "Workflow.priority": "Every 10 points double the worth of the run's work to the scheduler.",
-    "Workflow.inputs": "What changes from run to run, by name.",
-    "Workflow.models": "Models, by the name that steps use.",
-    "Workflow.steps": "The steps, by name, in any order.",
-    "Workflow.outputs": "Name to `${steps.STEP}` or `${steps.STEP.PORT}`: what the run is for.",
-}
-
 PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The document", workflow.Workflow),
     ("A table input", workflow.TableInput),
@@ -78,10 +53,9 @@ def language() -> str:
     text = ""
     for title, model in PARTS:
         schema = model.model_json_schema()
-        name = model.__name__
 
-        def meaning(key: str, field: Schema, name: str = name) -> str:
-            return field.get("description") or MEANINGS[f"{name}.{key}"]
+        def meaning(key: str, field: Schema) -> str:
+            return str(field["description"])
 
         if model is workflow.Workflow:
             for key, words in _NESTED.items():

@@ -92,12 +92,10 @@ def _help(command: click.Command) -> str:
     """Its help text; examples and blocks that must not be wrapped as code."""
     parts: list[str] = []
     for part in inspect.cleandoc(command.help or "").split("\n\n"):
-        if part.startswith("\b\n"):
-            parts.append(" ".join(part[2:].split()))
-        elif part.startswith("Example: "):
-            parts.append(f"```sh\n{part.removeprefix('Example: ')}\n```")
-        else:
-            parts.append(" ".join(part.split()))
+        words = " ".join(part.removeprefix("\b\n").split())
+        if words.startswith("Example: "):
+            words = f"```sh\n{words.removeprefix('Example: ')}\n```"
+        parts.append(words)
     return _escaped("\n\n".join(parts)) + "\n"
 
 
@@ -118,14 +116,6 @@ def _option_default(option: click.Option) -> str:
     return ", else ".join(filter(None, (variable, f"`{value}`" if told else "")))
 
 
-#: Of routes whose handlers say no more than their names.
-DESCRIPTIONS: Mapping[str, str] = {
-    "GET /v1/runs/{run}": "A run with its steps and its first failed rows.",
-    "GET /v1/models": "The models that have a name, by name.",
-    "GET /v1/models/{name}": "One of them.",
-}
-
-
 def routes() -> str:
     """Every route of the server, from its OpenAPI description."""
     api = _openapi()
@@ -133,8 +123,7 @@ def routes() -> str:
     for path, methods in api["paths"].items():
         for method, route in methods.items():
             title = f"{method.upper()} {path}"
-            said = route.get("description") or DESCRIPTIONS[title]
-            text += f"### {title}\n\n{sentence(said)}\n{_route(route)}\n"
+            text += f"### {title}\n\n{sentence(route['description'])}\n{_route(route)}\n"
     return text
 
 

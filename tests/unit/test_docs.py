@@ -130,15 +130,13 @@ def test_a_command_and_its_options_have_help(path: str) -> None:
 
 def test_every_key_of_the_language_has_a_meaning() -> None:
     models: tuple[type[BaseModel], ...] = tuple(model for _, model in generate.PARTS)
-    keys = {f"{model.__name__}.{key}" for model in models for key in model.model_fields}
-    described = {
+    silent = [
         f"{model.__name__}.{key}"
         for model in models
         for key, field in model.model_json_schema()["properties"].items()
-        if "description" in field
-    }
-    assert described | set(generate.MEANINGS) == keys
-    assert described & set(generate.MEANINGS) == set(), "said in two places"
+        if "description" not in field
+    ]
+    assert silent == []
 
 
 def test_the_lifecycle_knows_every_state() -> None:

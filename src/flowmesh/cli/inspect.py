@@ -20,7 +20,8 @@ _RUN = click.argument("run")
 
 
 @click.command()
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500))
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500),
+              help="Most runs of a page.")  # fmt: skip
 @click.option("--after", help="Next page: what the page before says at its end.")
 @click.option("--all-tenants", is_flag=True, help="Not only those of --tenant.")
 @service

@@ -41,6 +41,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Plain = StrictBool | StrictInt | float | StrictStr
 Share = Literal["domain", "tenant", "run", "never"]
 OnError = Literal["fail", "skip", "quarantine"]
+ForPeople = Annotated[str, Field(description="For people.")]
 
 
 class Part(BaseModel):
@@ -52,31 +53,50 @@ class Part(BaseModel):
 class TableInput(Part):
     """A table from a JSONL, JSON, CSV or Parquet file; `file` is the one used by default."""
 
-    type: Literal["table"]
-    file: str | None = None
+    type: Annotated[Literal["table"], Field(description="This is a table.")]
+    file: Annotated[
+        str | None,
+        Field(
+            description=(
+                "JSONL, JSON, CSV, TSV or Parquet; relative to the document. Used unless"
+                " `--input` gives another; needed if it does not."
+            )
+        ),
+    ] = None
     columns: Annotated[
         tuple[str, ...] | None, Field(description="Columns that the table must have.")
     ] = None
-    description: str = ""
+    description: ForPeople = ""
 
 
 class FileInput(Part):
     """Any file; `file` is the one used by default."""
 
-    type: Literal["file"]
-    file: str | None = None
-    description: str = ""
+    type: Annotated[Literal["file"], Field(description="This is a file.")]
+    file: Annotated[
+        str | None,
+        Field(description="Relative to the document; used unless `--input` gives another."),
+    ] = None
+    description: ForPeople = ""
 
 
 class PlainInput(Part):
     """A value; set by `--set name=value`, and needed where it has no default."""
 
-    type: Literal["string", "int", "float", "bool"]
-    default: Plain | None = None
-    min: StrictInt | float | None = None
-    max: StrictInt | float | None = None
-    choices: Annotated[tuple[Plain, ...], Field(min_length=1)] | None = None
-    description: str = ""
+    type: Annotated[Literal["string", "int", "float", "bool"], Field(description="Kind of value.")]
+    default: Annotated[
+        Plain | None,
+        Field(description="Used unless `--set` gives another; without one the input is required."),
+    ] = None
+    min: Annotated[StrictInt | float | None, Field(description="Least value, of numbers.")] = None
+    max: Annotated[StrictInt | float | None, Field(description="Greatest value, of numbers.")] = (
+        None
+    )
+    choices: Annotated[
+        Annotated[tuple[Plain, ...], Field(min_length=1)] | None,
+        Field(description="The only values allowed."),
+    ] = None
+    description: ForPeople = ""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "PlainInput":
@@ -218,18 +238,41 @@ class Workflow(Part):
     """A workflow: inputs, models, steps that name each other's outputs, and named outputs."""
 
     flowmesh: Annotated[Literal[1], Field(description="Version of the language.")]
-    name: Name = "workflow"
-    description: str = ""
-    share: Share = "domain"
-    priority: Annotated[StrictInt, Field(ge=-100, le=100)] = 0
+    name: Annotated[Name, Field(description="Shown in listings.")] = "workflow"
+    description: ForPeople = ""
+    share: Annotated[
+        Share, Field(description="Who may share this run's work, unless a step says otherwise.")
+    ] = "domain"
+    priority: Annotated[
+        StrictInt,
+        Field(
+            ge=-100,
+            le=100,
+            description="Every 10 points double the worth of the run's work to the scheduler.",
+        ),
+    ] = 0
     domain: Annotated[
         str | None,
         Field(pattern=REGISTERED_PATTERN, description="Sharing domain; the server's by default."),
     ] = None
-    inputs: dict[Name, Input] = {}
-    models: dict[Name, ModelSource] = {}
-    steps: Annotated[dict[Name, Step], Field(min_length=1, max_length=STEPS_LIMIT)]
-    outputs: dict[Name, str] = {}
+    inputs: Annotated[
+        dict[Name, Input], Field(description="What changes from run to run, by name.")
+    ] = {}
+    models: Annotated[
+        dict[Name, ModelSource], Field(description="Models, by the name that steps use.")
+    ] = {}
+    steps: Annotated[
+        dict[Name, Step],
+        Field(
+            min_length=1,
+            max_length=STEPS_LIMIT,
+            description="The steps, by name, in any order.",
+        ),
+    ]
+    outputs: Annotated[
+        dict[Name, str],
+        Field(description="Name to `${steps.STEP}` or `${steps.STEP.PORT}`: what the run is for."),
+    ] = {}
 
 
 def load(text: str | bytes, file: str = "") -> tuple[Workflow, Positions]:
