@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flowmesh.cli.options import App, Size, process, service
+from flowmesh.cli.options import App, Size, Weight, process, service
 from flowmesh.cli.output import emit, note, say, size, table
 
 #: About what a cloud takes for a core with its memory: a nominal price for one's own machine.
@@ -32,6 +32,8 @@ _MEMORY = click.option("--memory", type=Size(), help="Most memory of a worker, a
               help="Local workers to keep running.")  # fmt: skip
 @_USD
 @_MEMORY
+@click.option("--weight", "weights", type=Weight(), multiple=True,
+              help="A tenant's share beside others', as alice=2; 1 if not given.")  # fmt: skip
 @click.option("--attended", is_flag=True, hidden=True, help="Leave when the last client has gone.")
 @process
 def up(
@@ -41,6 +43,7 @@ def up(
     workers: int,
     usd_per_hour: float,
     memory: int | None,
+    weights: tuple[tuple[str, float], ...],
     attended: bool,
 ) -> None:
     """Start a server with local workers.
@@ -62,6 +65,7 @@ def up(
         port=port,
         token=app.token,
         workers=workers,
+        weights=dict(weights),
         usd_per_hour=usd_per_hour,
         memory_bytes=memory,
         attended=attended,

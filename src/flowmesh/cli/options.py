@@ -71,6 +71,10 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+_NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?")
+WEIGHT_LIMIT = 1000
+
+
 class Size(click.ParamType[int, str | int]):
     """Bytes: a number, or one with a unit: 512MB, 4GiB."""
 
@@ -85,6 +89,25 @@ class Size(click.ParamType[int, str | int]):
         if found is None:
             self.fail(f"{value!r} is no size; expected bytes, as 2000000000, 512MB or 4GiB")
         return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+
+
+class Weight(click.ParamType[tuple[str, float], str | tuple[str, float]]):
+    """A tenant and its weight: alice=2."""
+
+    name = "tenant=number"
+
+    def convert(
+        self,
+        value: str | tuple[str, float],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        tenant, _, number = value.partition("=")
+        if not tenant or not _NUMBER.fullmatch(number) or not 0 < float(number) <= WEIGHT_LIMIT:
+            self.fail(f"{value!r} is no weight; expected a tenant and a number, as alice=2")
+        return tenant, float(number)
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
@@ -47,6 +47,7 @@ class ServerSettings:
         port: 0 for the one of last time if it is free, else any; `<home>/server.json` tells.
         token: what workers and clients must present; required beyond loopback.
         workers: local worker processes to keep running.
+        weights: of tenants, for their fair share; 1 for those not named.
         memory_bytes: limit of each local worker; its share of most of this machine's if None.
         attended: leave by itself soon after the last client has gone.
     """
@@ -56,6 +57,7 @@ class ServerSettings:
     port: int = 8420
     token: str | None = None
     workers: int = 2
+    weights: Mapping[str, float] = field(default_factory=dict)
     usd_per_hour: float = 0.0
     memory_bytes: int | None = None
     attended: bool = False
@@ -126,7 +128,7 @@ class _NoteRequests:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, settings: ServerSettings) -> AsyncIterator[None]:
     stores: Stores = app.state.stores or Stores.open(settings.home)
-    driver = app.state.driver = Driver(stores.database, stores.blobs, catalog())
+    driver = app.state.driver = Driver(stores.database, stores.blobs, catalog(), settings.weights)
     await driver.start()
     try:
         yield

@@ -75,11 +75,16 @@ def now_ms() -> int:
 
 class Driver:
     def __init__(
-        self, database: Database, store: BlobStore, catalog: Mapping[str, Operator]
+        self,
+        database: Database,
+        store: BlobStore,
+        catalog: Mapping[str, Operator],
+        weights: Mapping[str, float],
     ) -> None:
         self.database = database
         self.store = store
         self.catalog = catalog
+        self.weights = weights
         self.signals = Signals()
         self.infos: dict[WorkerId, WorkerInfo] = {}
         #: Set with the reason when the process cannot go on.
@@ -131,7 +136,8 @@ class Driver:
         if run in self.plane.state.runs or run in self.plane.state.settled_ms:
             return False
         at_ms = now_ms()
-        core_run, steps = submission.core_run(run, at_ms)
+        weight = self.weights.get(request.tenant, 1.0)
+        core_run, steps = submission.core_run(run, at_ms, weight)
         graph = submission.graph
         names = [(name, graph.steps[name].op.name) for name in graph.order]
         title = graph.workflow.name or request.file

@@ -93,7 +93,7 @@ class Submission:
                 view = None
         return artifact(view) if view else None
 
-    def core_run(self, run: RunId, now_ms: int) -> tuple[Run, tuple[Step, ...]]:
+    def core_run(self, run: RunId, now_ms: int, weight: float) -> tuple[Run, tuple[Step, ...]]:
         """The run as the core knows it."""
         steps = tuple(
             Step(
@@ -106,7 +106,8 @@ class Submission:
         )
         ids = tuple(step.id for step in steps)
         priority = self.graph.workflow.priority
-        return Run(run, TenantId(self.request.tenant), priority, ids, now_ms), steps
+        tenant = TenantId(self.request.tenant)
+        return Run(run, tenant, priority, ids, now_ms, weight), steps
 
 
 def artifact(view: ArtifactView) -> Artifact:
