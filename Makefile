@@ -35,8 +35,9 @@ mutants: $(READY) ## Break the core on purpose, one line at a time: every mutant
 	$(BIN)/python tests/mutants.py
 
 bench: $(READY) ## Measure overhead against Ray, side by side
-	$(BIN)/python -m pip install --quiet 'ray==2.60.0'
-	$(BIN)/python bench/overhead.py
+	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.60.0'
+	$(BIN)/python bench/overhead.py --ray-python $(VENV)-ray/bin/python
 
 dev: $(READY) ## Start a server and two workers on port 8420
 	$(BIN)/flowmesh up --port 8420 --workers 2
@@ -45,7 +46,7 @@ docs: $(READY) ## Write the generated pages of docs/ anew
 	$(BIN)/python docs/generate.py
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-ray .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """What the fabric adds to work that takes no time: against Ray, in one run, on one machine.
 
-    python bench/overhead.py [--tasks N] [--rounds N] [--json FILE]
+    make bench          (or: python bench/overhead.py --ray-python PYTHON [--tasks N])
 
 Measured for both: the time from submitting one no-op task to its result (median), and no-op
 tasks per second, sustained. FlowMesh's tasks are durable: each is in the journal, and its
@@ -20,9 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from support.fabric import fabric, until
-
 from flowmesh.sdk.client import Client
+from support.fabric import fabric, until
 
 NO_OP = {
     "flowmesh": 1,
@@ -111,8 +110,8 @@ print(json.dumps({"one_task_ms": statistics.median(times) * 1000,
 """
 
 
-def ray_figures(tasks: int, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-c", RAY, str(tasks), str(rounds)]
+def ray_figures(python: Path, tasks: int, rounds: int) -> dict[str, Any]:
+    command = [str(python), "-W", "ignore", "-c", RAY, str(tasks), str(rounds)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
     return figures
@@ -123,13 +122,19 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=5_000)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, help="also append the figures to this file")
-    parser.add_argument("--without-ray", action="store_true")
+    parser.add_argument(
+        "--ray-python", type=Path, help="interpreter that has Ray; not measured if not given"
+    )
     options = parser.parse_args()
     figures = {"flowmesh": flowmesh_figures(options.tasks, options.rounds)}
-    if not options.without_ray:
-        figures["ray"] = ray_figures(options.tasks, options.rounds)
+    if options.ray_python:
+        figures["ray"] = ray_figures(options.ray_python, options.tasks, options.rounds)
     for name, found in figures.items():
-        print(name, {key: round(value, 2) if isinstance(value, float) else value for key, value in found.items()})  # fmt: skip
+        told = {
+            key: f"{value:.2f}" if isinstance(value, float) else value
+            for key, value in found.items()
+        }
+        print(name, told)
     if "ray" in figures:
         ours, theirs = figures["flowmesh"], figures["ray"]
         print(f"one task: {ours['one_task_ms'] / theirs['one_task_ms']:.1f}x Ray's time")

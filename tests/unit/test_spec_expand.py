@@ -112,7 +112,7 @@ def test_an_operator_sees_the_columns_it_asks_for(columns: str, row: dict[str, A
 
 def test_a_column_that_an_operator_needs_may_be_missing_in_a_row() -> None:
     step = node("op: script, rows: '${inputs.rows}', file: f.py, columns: [p]")
-    assert expanded(step, {"q": 1}).failed == ((0, 0, "row 1: 'p' is not in this row"),)
+    assert expanded(step, {"q": 1}).failed == ((0, 0, "'p' is not in this row"),)
 
 
 def test_a_whole_table_becomes_one_task() -> None:

@@ -49,9 +49,12 @@ def _show_failures(view: RunView) -> None:
         return
     say()
     say("failed rows:")
-    for failure in view.failures[:_FAILURES_TOLD]:
+    order = {step.step: number for number, step in enumerate(view.steps)}
+    told = sorted(view.failures, key=lambda one: (order.get(one.step, -1), one.row, one.sample))
+    for failure in told[:_FAILURES_TOLD]:
         sample = f", sample {failure.sample}" if failure.sample else ""
-        say(f"  {failure.step}, row {failure.row}{sample}: {failure.message} ({failure.kind})")
+        cause = " ".join(failure.message.split())
+        say(f"  {failure.step}, row {failure.row}{sample}: {cause} ({failure.kind})")
     if len(view.failures) > _FAILURES_TOLD:
         say(f"  and more: flowmesh show {view.run} --json")
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from flowmesh.base.nearest import nearest
 from flowmesh.spec.operator import Columns
 
 if TYPE_CHECKING:
@@ -107,12 +108,17 @@ def check_names(sql: str, tables: Mapping[str, Columns]) -> Columns:
         lock(connection)
         try:
             described = connection.execute(f"DESCRIBE {query}").fetchall()
+        except duckdb.PermissionException as error:
+            raise SqlError(explain(error)) from None
         except duckdb.Error as error:
             wrong = _WRONG_NAME.search(str(error))
             every = {column.lower() for columns in known.values() for column in columns}
             # A name that exists was refused for its type, which is not known here.
             if wrong is None or _name(wrong).lower() in every:
                 return None
+            if wrong["c"]:  # DuckDB would propose tables of its own
+                table = _name(wrong)
+                raise SqlError(f"no table is called {table!r}{nearest(table, known)}") from None
             raise SqlError(explain(error)) from None
     columns = tuple(row[0] for row in described)
     refuse_twice(columns, "the result")

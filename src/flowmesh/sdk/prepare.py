@@ -7,6 +7,7 @@ Paths in a document are relative to the document; paths that a caller gives, to 
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from flowmesh.sdk.models import check_source
 from flowmesh.sdk.tables import check_file, encoded, read_table, rows_in_memory
 from flowmesh.spec.document import SIZE_LIMIT_BYTES, Positions
 from flowmesh.spec.graph import Graph, build
-from flowmesh.spec.nodes import InputFile, LocalFile, sources_of
+from flowmesh.spec.nodes import InputFile, LocalFile, ModelRef, sources_of
 from flowmesh.spec.parameters import from_text
 from flowmesh.spec.table import columns_of
 from flowmesh.spec.workflow import FileInput, PlainInput, TableInput, Workflow, load
@@ -54,6 +55,15 @@ class Prepared:
     inputs: Mapping[str, ArtifactView]
     files: Mapping[str, ArtifactView]
     blobs: Mapping[Digest, bytes | Path]
+
+    def model_problem(self, message: str, alias: str) -> Problem:
+        """A problem with a model, where the document declares it, or else where it uses it."""
+        if alias not in self.graph.workflow.models:
+            for node in self.graph.steps.values():
+                for port, sources in node.inputs.items():
+                    if ModelRef(alias) in sources_of(sources):
+                        return self.positions.problem(message, "steps", node.base, port)
+        return self.positions.problem(message, "models", alias)
 
 
 def prepare(
@@ -111,7 +121,8 @@ def _read_document(workflow: AnyWorkflow) -> tuple[str | bytes, str, Path]:
             return json.dumps(dict(workflow), ensure_ascii=False, indent=1), "workflow", Path()
         except (TypeError, ValueError) as error:
             raise SpecError(Problem(f"the workflow is not plain data: {error}")) from None
-    path, shown = Path(workflow), str(workflow)
+    path = Path(workflow)
+    shown = os.fsencode(path).decode(errors="replace")  # a name need not be text
     check_file(path, shown)
     size_bytes = path.stat().st_size
     if size_bytes > SIZE_LIMIT_BYTES:

@@ -16,12 +16,13 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from flowmesh.base.errors import Problem, SpecError
 from flowmesh.base.nearest import nearest
-from flowmesh.spec.table import check_rows, decode_rows, encode_rows
+from flowmesh.spec.table import check_rows, decode_rows, encode_rows, no_key_twice
 
 Rows = list[dict[str, Any]]
 
@@ -57,6 +58,8 @@ def check_file(path: Path, shown: str) -> None:
     try:
         if path.is_dir():
             raise SpecError(Problem("is a directory; expected a file", shown))
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for its writer
+            raise SpecError(Problem("is a device or a pipe; expected a file", shown))
         with path.open("rb") as file:
             empty = not file.read(1)
     except FileNotFoundError:
@@ -114,10 +117,14 @@ def _json(path: Path, shown: str) -> Rows:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        rows = json.loads(path.read_bytes(), parse_constant=refuse)
+        text = path.read_bytes().decode("utf-8-sig")
+        rows = json.loads(text, parse_constant=refuse, object_pairs_hook=no_key_twice)
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}"
         raise SpecError(Problem(message, shown, error.lineno, error.colno)) from None
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start} is not UTF-8; save the file as UTF-8"
+        raise SpecError(Problem(message, shown)) from None
     except (ValueError, RecursionError) as error:
         raise SpecError(Problem(f"not JSON: {error}", shown)) from None
     if not isinstance(rows, list):
@@ -259,7 +266,9 @@ def _beside(path: Path) -> str:
         names = [one.name for one in path.parent.iterdir()]
     except OSError:
         return f" (and no directory {str(path.parent)!r})"
-    guess = nearest(path.name, names)
+    # A common suffix alone makes no likeness.
+    stems = get_close_matches(path.stem, {Path(name).stem for name in names})
+    guess = nearest(path.name, [name for name in names if Path(name).stem in stems])
     return guess if guess.startswith("; did you mean") else ""
 
 

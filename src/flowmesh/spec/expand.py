@@ -90,8 +90,7 @@ def _expand_rows(maker: "_Maker", node: StepNode, rows: Sequence[Mapping[str, An
             rendered = {**plain, **{name: part(row) for name, part in render.items()}}
             extra = {} if seen == () else {"row": _seen(row, seen)}
         except RenderError as error:
-            message = f"row {number + 1}: {error}"
-            maker.failed += (Refused(number, sample, message) for sample in samples)
+            maker.failed += (Refused(number, sample, str(error)) for sample in samples)
             continue
         for sample in samples:
             maker.add(number, sample, rendered, extra)

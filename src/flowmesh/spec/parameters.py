@@ -148,7 +148,8 @@ def validate(
     if problems or unresolved:
         return None, problems
     try:
-        params = op.params.model_validate(values)
+        # As JSON, where strict takes a list for a tuple: `true` is no number, nor is "12".
+        params = op.params.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         for place, errors in by_path(values, error.errors(include_url=False)).items():
             problems += _parameter_problems(op, place, errors, path, positions)

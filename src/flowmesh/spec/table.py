@@ -89,12 +89,23 @@ def check_rows(
 
 
 def _row(line: bytes) -> Any:
-    row = json.loads(line, parse_constant=_no_constant)
+    text = line.decode()  # here, for json would take UTF-16 and guess
+    row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=no_key_twice)
     if line.count(b"[") + line.count(b"{") > DEPTH_LIMIT and _depth(row) > DEPTH_LIMIT:
         raise ValueError(f"nested deeper than the limit of {DEPTH_LIMIT} levels")
     if b"\\ud" in line.lower():
         _encode(row).encode()  # half of a pair of surrogates cannot be written out again
     return row
+
+
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its entries, for `json.loads`. Raises ValueError for a key given twice."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for n, key in enumerate(keys) if key in keys[:n])
+        raise ValueError(f"key {twice!r} is written twice")
+    return made
 
 
 def _depth(value: Any) -> int:
@@ -119,4 +130,6 @@ def _bad_line(error: Exception, name: str, number: int) -> Problem:
     cause = "not UTF-8" if isinstance(error, UnicodeError) else str(error)
     if isinstance(error, RecursionError):
         cause = "nested too deep"
+    elif "integer string conversion" in cause:
+        cause = "a number has thousands of digits"
     return Problem(f"line {number} is not JSON: {cause}", name, number)

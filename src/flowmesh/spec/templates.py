@@ -7,7 +7,7 @@ fill memory from a few characters (`range`, repetition, padding) is refused or b
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -23,6 +23,7 @@ TOO_DEEP = (RecursionError, MemoryError, SyntaxError)
 TEMPLATE_LIMIT = 200_000
 CONDITION_LIMIT = 2_000
 
+_OTHERS = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 _BANNED_GLOBALS = ("range", "lipsum", "cycler", "joiner")
 _BANNED_FILTERS = ("center", "pprint", "random", "indent", "wordwrap", "format")
 _BANNED_METHODS = frozenset(
@@ -86,6 +87,8 @@ def columns_named(text: str) -> frozenset[str]:
         raise ValueError(f"template: {_lower(error.message or '')}") from None
     except TOO_DEEP:
         raise ValueError("template: nested too deep") from None
+    if (other := next(tree.find_all(_OTHERS), None)) is not None:
+        raise ValueError(f"template line {other.lineno}: a template cannot load another one")
     return frozenset(meta.find_undeclared_variables(tree)) - frozenset(ENVIRONMENT.globals)
 
 

@@ -113,7 +113,7 @@ class PlainInput(Part):
 
     def _wrong_type(self, value: Any) -> str:
         expected, right = {
-            "string": ("text", isinstance(value, str)),
+            "string": ("text in Unicode", isinstance(value, str) and _is_unicode(value)),
             "int": ("a whole number", isinstance(value, int) and not isinstance(value, bool)),
             "float": (
                 "a number",
@@ -137,6 +137,15 @@ class PlainInput(Part):
             known = ", ".join(shown(choice) for choice in self.choices)
             return f"must be one of {known}, found {shown(value)}"
         return ""
+
+
+def _is_unicode(text: str) -> bool:
+    """A command line may hold bytes that are no text; Python passes them on as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 Input = Annotated[TableInput | FileInput | PlainInput, Field(discriminator="type")]
