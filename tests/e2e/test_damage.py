@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from support.fabric import Fabric, fabric, until
-
 from flowmesh.base.digest import Digest
 from flowmesh.sdk.runs import Run
 from flowmesh.spec.table import encode_rows
 from flowmesh.stores.files import FileStore
+from support.fabric import Fabric, fabric, until
 
 CODE = """
 import os, time

@@ -48,7 +48,7 @@ def test_the_columns_of_a_query(sql: str, expected: Columns) -> None:
         ("SELECT quesion FROM q", 'column "quesion" not found in FROM clause! Candidate'),
         ("SELECT q.quesion FROM q", 'does not have a column named "quesion"'),
         ("SELECT x.question FROM q", 'table "x" not found'),
-        ("SELECT * FROM answers", "Table with name answers does not exist"),
+        ("SELECT * FROM answers", "no table is called 'answers'; known: j, q"),
         ("SELECT lenth(question) FROM q", "Function with name lenth does not exist"),
         ("SELECT question\nFROM q\nWHER id = 1", "syntax error"),
         ("SELECT id FROM q\nORDER BY nope", "(line 2 of the query)"),

@@ -94,7 +94,7 @@ def test_an_effect_is_never_shared() -> None:
 def test_a_row_that_a_template_refuses_fails_alone() -> None:
     made = expanded(write("prompt: '{{ q }}', samples: 2"), {"q": "x"}, {"p": "y"})
     assert [item.row for item in made.items] == [0, 0]
-    words = "row 2: prompt: template '{{ q }}': 'q' is not in this row"
+    words = "prompt: template '{{ q }}': 'q' is not in this row"
     assert made.failed == ((1, 0, words), (1, 1, words))
 
 

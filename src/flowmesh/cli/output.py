@@ -18,7 +18,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def emit(document: Any) -> None:
     """The one JSON document of a command with `--json`."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    # Half a pair of surrogates, as in the name of a file, becomes an escape of JSON's.
+    click.echo(text.encode(errors="backslashreplace").decode())
 
 
 def say(text: str = "") -> None:

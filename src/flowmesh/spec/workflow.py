@@ -113,7 +113,7 @@ class PlainInput(Part):
 
     def _wrong_type(self, value: Any) -> str:
         expected, right = {
-            "string": ("text in Unicode", isinstance(value, str) and _is_unicode(value)),
+            "string": ("text", isinstance(value, str) and _is_unicode(value)),
             "int": ("a whole number", isinstance(value, int) and not isinstance(value, bool)),
             "float": (
                 "a number",
