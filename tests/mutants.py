@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ["tests/unit/test_core_sharing.py", "tests/unit/test_core_placement.py"]
+TESTS = [
+    "tests/unit/test_core_sharing.py",
+    "tests/unit/test_core_placement.py",
+    "tests/unit/test_core_reopening.py",
+]
 TESTS += ["tests/properties/test_core.py", "tests/simulation"]
 
 
@@ -28,9 +32,15 @@ MUTANTS = [
     # Leases and workers
     Mutant("plan.py", "if state.now_ms - worker.heard_ms >= LEASE_MS:", "if False:"),
     Mutant("tasks.py", "current or task.spec.pure", "True"),
+    Mutant("tasks.py", "if lease is None or lease.worker != worker_id or result.task not in lease.tasks:", "if lease is None:"),
     Mutant("tasks.py", "current or task.spec.pure", "current"),
     Mutant("tasks.py", "result.failure is not None and current:", "result.failure is not None:"),
     Mutant("tasks.py", "if task is None or task.status is TaskStatus.SUCCEEDED:\n        return\n    lease =", "if task is None:\n        return\n    lease ="),
+    Mutant("tasks.py", "if second < kept_ms]:\n        for task_id", "]:\n        for task_id"),
+    Mutant("tasks.py", "if second < kept_ms]:\n        del state.ended", "]:\n        del state.ended"),
+    Mutant("apply.py", "if step is None or step.status is not StepStatus.EXPANDING or step.turn != event.turn:", "if step is None or step.status is not StepStatus.EXPANDING:"),
+    Mutant("apply.py", "if step is None or reader is None or reader.turn != event.turn:", "if step is None or reader is None:"),
+    Mutant("apply.py", "if step.reopened >= REOPEN_LIMIT:", "if False:"),
     Mutant("apply.py", "put_worker(replace(worker, heard_ms=state.now_ms))", "put_worker(worker)"),
     Mutant("apply.py", "leases=old.leases if old else ()", "leases=()"),
     Mutant("apply.py", "    state.idle.pop(worker.id, None)\n", ""),
@@ -40,12 +50,10 @@ MUTANTS = [
     Mutant("tasks.py", "        if not state.wants[task_id]:\n            _drop(state, task)\n            continue\n", "        if not state.wants[task_id]:\n            continue\n"),
     Mutant("tasks.py", "if task.owner == step_id:", "if False:"),
     Mutant("tasks.py", "best = max(runs, key=lambda run: run.priority)", "best = runs[0]"),
-    Mutant("tasks.py", "if state.now_ms - done_ms < RETAIN_MS:", "if False:"),
     Mutant("tasks.py", "            state.failing[step_id] = None\n", ""),
     # Life of runs and steps
     Mutant("apply.py", "if run.id in state.runs or run.id in state.settled_ms:", "if run.id in state.runs:"),
-    Mutant("apply.py", "if step is None or step.status is not StepStatus.ASSEMBLING:", "if step is None:"),
-    Mutant("apply.py", "if step is None or step.status is not StepStatus.EXPANDING:", "if step is None:"),
+    Mutant("apply.py", "if step is None or step.status is not StepStatus.ASSEMBLING or step.turn != event.turn:", "if step is None:"),
     Mutant("apply.py", "        tasks.unwant(state, step_id)\n", ""),
     Mutant("apply.py", "        if not waiting.missing:\n", "        if True:\n"),
     Mutant("apply.py", "    if not pending:\n", "    if False:\n"),

@@ -69,15 +69,22 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(run=numbers)
     def assemble(self, run: int) -> None:
-        self.bench.step(StepAssembled(self.bench.now_ms, StepId(f"r{run}/only")))
+        step = StepId(f"r{run}/only")
+        self.bench.step(StepAssembled(self.bench.now_ms, step, turn=self.turn(step)))
+
+    def turn(self, step: StepId) -> int:
+        known = self.bench.plane.state.steps.get(step)
+        return known.turn if known else 0
 
     @rule(run=numbers)
     def expand_again(self, run: int) -> None:
-        self.bench.step(StepExpanded(self.bench.now_ms, StepId(f"r{run}/only"), skipped=True))
+        step = StepId(f"r{run}/only")
+        self.bench.step(StepExpanded(self.bench.now_ms, step, skipped=True, turn=self.turn(step)))
 
     @rule(run=numbers)
     def reopen(self, run: int) -> None:
-        self.bench.step(StepReopened(self.bench.now_ms, StepId(f"r{run}/only"), "lost"))
+        step = StepId(f"r{run}/only")
+        self.bench.step(StepReopened(self.bench.now_ms, step, "lost", step, self.turn(step)))
 
     @rule(run=numbers, tasks=st.sets(numbers, max_size=3), lost=numbers)
     def expand_with_losses(self, run: int, tasks: set[int], lost: int) -> None:
@@ -91,6 +98,7 @@ class AnyHistory(RuleBasedStateMachine):
                 len(specs),
                 wanted=specs,
                 lost=(TaskId(f"x{lost}"),),
+                turn=self.turn(StepId(f"r{run}/only")),
             )
         )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from flowmesh.base.ids import RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
 from flowmesh.core.check import check
 from flowmesh.core.decisions import Decision, GrantLease
 from flowmesh.core.events import (
@@ -64,7 +64,13 @@ class Bench:
         return step_id
 
     def assemble(self, step: StepId, error: str = "") -> None:
-        self.step(StepAssembled(self.now_ms, step, error))
+        self.step(StepAssembled(self.now_ms, step, error, turn=self.steps[step].turn))
+
+    def held(self, worker: str) -> dict[TaskId, LeaseId]:
+        """The last lease that a worker was granted for each task, ended or not."""
+        grants = [one for one in self.journal if isinstance(one, GrantLease)]
+        mine = [grant for grant in grants if grant.worker == worker]
+        return {task: grant.lease for grant in mine for task in grant.tasks}
 
     def sync(
         self,
@@ -79,13 +85,16 @@ class Bench:
         warm: tuple[str, ...] = (),
     ) -> list[tuple[str, ...]]:
         """Report and return the batches that the worker should be running now."""
-        held = {
-            task: lease.id for lease, left in self.plane.desired(WorkerId(worker)) for task in left
-        }
+        held = self.held(worker)
         ends = {**dict.fromkeys(done or [], None), **(failed or {})}
         results = tuple(
             TaskResult(
-                held.get(TaskId(task), 0), TaskId(task), end, "out", str(end or ""), seconds=seconds
+                held.get(TaskId(task), LeaseId(0)),
+                TaskId(task),
+                end,
+                "out",
+                str(end or ""),
+                seconds=seconds,
             )
             for task, end in ends.items()
         )

@@ -25,7 +25,7 @@ def chain() -> Bench:
 
 def test_the_maker_starts_anew_and_what_followed_waits_for_it() -> None:
     bench = chain()
-    bench.step(StepReopened(0, FIRST, "gone"))
+    bench.step(StepReopened(0, FIRST, "gone", LAST, bench.steps[LAST].turn))
     statuses = {step: bench.steps[step].status for step in (FIRST, SIDE, LAST)}
     assert statuses == {
         FIRST: StepStatus.EXPANDING,
@@ -38,12 +38,12 @@ def test_the_maker_starts_anew_and_what_followed_waits_for_it() -> None:
 
 def test_the_run_still_succeeds() -> None:
     bench = chain()
-    bench.step(StepReopened(0, FIRST, "gone"))
-    bench.step(StepExpanded(0, FIRST, 1, found=1))
-    bench.step(StepAssembled(0, FIRST))
-    bench.step(StepExpanded(0, LAST, 1, wanted=(spec("x"),)))
+    bench.step(StepReopened(0, FIRST, "gone", LAST, bench.steps[LAST].turn))
+    bench.step(StepExpanded(0, FIRST, 1, found=1, turn=1))
+    bench.step(StepAssembled(0, FIRST, turn=1))
+    bench.step(StepExpanded(0, LAST, 1, wanted=(spec("x"),), turn=1))
     bench.sync(done=["x"])
-    bench.step(StepAssembled(0, LAST))
+    bench.assemble(LAST)
     assert bench.status("r") is RunStatus.SUCCEEDED
 
 
@@ -52,26 +52,43 @@ def test_a_result_that_is_gone_is_made_again_though_it_is_remembered() -> None:
     step = bench.submit("r", [spec("x")])
     bench.sync()
     bench.sync(done=["x"])
-    bench.step(StepReopened(0, step, "gone"))
-    bench.step(StepExpanded(0, step, 1, wanted=(spec("x"),), lost=(spec("x").id,)))
+    bench.step(StepReopened(0, step, "gone", step, 0))
+    bench.step(StepExpanded(0, step, 1, wanted=(spec("x"),), lost=(spec("x").id,), turn=1))
     assert bench.running() == [("x",)]
 
 
 def test_what_is_lost_again_and_again_fails_the_run() -> None:
     bench = chain()
-    for _ in range(REOPEN_LIMIT):
-        bench.step(StepReopened(0, FIRST, "the disk eats it"))
+    for turn in range(REOPEN_LIMIT):
+        bench.step(StepReopened(0, FIRST, "the disk eats it", LAST, turn))
     assert bench.status("r") is RunStatus.RUNNING
-    bench.step(StepReopened(0, FIRST, "the disk eats it"))
+    bench.step(StepReopened(0, FIRST, "the disk eats it", FIRST, REOPEN_LIMIT))
     assert bench.status("r") is RunStatus.FAILED
     assert bench.runs[RunId("r")].message == "step first: the disk eats it"
 
 
-def test_a_step_that_waits_or_a_run_that_settled_is_left_alone() -> None:
+def test_many_readers_of_one_loss_put_the_maker_back_once() -> None:
     bench = chain()
-    before = bench.steps[LAST]
-    bench.step(StepReopened(0, FIRST, "gone"))
+    for _ in range(REOPEN_LIMIT + 2):
+        bench.step(StepReopened(0, FIRST, "gone", LAST, 0))
+    assert bench.status("r") is RunStatus.RUNNING
+    assert bench.steps[FIRST].reopened == 1
+
+
+def test_what_was_done_for_an_earlier_turn_is_void() -> None:
+    bench = chain()
+    bench.step(StepReopened(0, FIRST, "gone", LAST, 0))
+    bench.step(StepExpanded(0, FIRST, 1, found=1, turn=0))
+    assert bench.steps[FIRST].status is StepStatus.EXPANDING
+    bench.step(StepExpanded(0, FIRST, 1, found=1, turn=1))
+    bench.step(StepAssembled(0, FIRST, turn=0))
+    assert bench.steps[FIRST].status is StepStatus.ASSEMBLING
+
+
+def test_a_step_that_waits_or_is_unknown_is_left_alone() -> None:
+    bench = chain()
+    bench.step(StepReopened(0, FIRST, "gone", LAST, 0))
     waiting = bench.steps[LAST]
-    bench.step(StepReopened(0, LAST, "gone"))
-    assert bench.steps[LAST] == waiting != before
-    bench.step(StepReopened(0, StepId("other/step"), "gone"))
+    bench.step(StepReopened(0, LAST, "gone", FIRST, 1))
+    assert bench.steps[LAST] == waiting
+    bench.step(StepReopened(0, StepId("other/step"), "gone", FIRST, 1))

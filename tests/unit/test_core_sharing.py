@@ -40,7 +40,7 @@ def test_a_success_is_forgotten_after_its_time() -> None:
     bench.assemble(bench.submit("a", [spec("x")]))
     bench.sync()
     bench.sync(done=["x"])
-    bench.now_ms += RETAIN_MS
+    bench.now_ms += RETAIN_MS + 1_000
     bench.step(Tick(bench.now_ms))
     assert TaskId("x") not in bench.plane.state.tasks
     assert bench.plane.state.settled_ms.keys() <= {RunId("a")}
@@ -114,6 +114,18 @@ def test_a_late_result_of_a_lost_lease_still_counts_once() -> None:
     assert bench.steps[step].executed == 1
     bench.sync("v", done=["x"])
     assert bench.steps[step].executed == 1
+
+
+def test_a_result_counts_only_under_a_lease_that_was_granted_for_it() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x")])
+    bench.sync("w")
+    bench.sync("stranger", done=["x"])
+    assert bench.running("w") == [("x",)]
+    bench.now_ms += 60_000
+    bench.step(Tick(bench.now_ms))
+    bench.sync("stranger", done=["x"])
+    assert bench.plane.state.tasks[TaskId("x")].status != "succeeded"
 
 
 def test_a_late_failure_of_a_lost_lease_changes_nothing() -> None:

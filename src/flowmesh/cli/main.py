@@ -85,6 +85,8 @@ def _status(app: App, arguments: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         note(f"\n{app.farewell}")
+        if app.as_json:
+            _emit_error("interrupted", app.farewell, [])
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has left. Python would complain when it flushes at the end.
@@ -114,7 +116,11 @@ def _tell(app: App, code: str, message: str, problems: list[dict[str, Any]]) -> 
     for line in message.splitlines():
         note(f"flowmesh: {line}")
     if app.as_json:
-        emit({"error": {"code": code, "message": message, "problems": problems}})
+        _emit_error(code, message, problems)
+
+
+def _emit_error(code: str, message: str, problems: list[dict[str, Any]]) -> None:
+    emit({"error": {"code": code, "message": message, "problems": problems}})
 
 
 def _problems(error: FlowMeshError) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def _run_submitted(state: State, event: RunSubmitted) -> None:
     if run.id in state.runs or run.id in state.settled_ms:
         return
     _tenant_arrives(state, run)
+    state.changes.heard = True
     state.put_run(replace(run, open_steps=len(event.steps)))
     for step in event.steps:
         state.put_step(replace(step, missing=len(step.upstream)))
@@ -109,8 +110,9 @@ def _expand(state: State, step_id: StepId) -> None:
 
 def _step_expanded(state: State, event: StepExpanded) -> None:
     step = state.steps.get(event.step)
-    if step is None or step.status is not StepStatus.EXPANDING:
+    if step is None or step.status is not StepStatus.EXPANDING or step.turn != event.turn:
         return
+    state.changes.heard = True
     del state.todo[step.id]
     if event.skipped:
         _settle_step(state, replace(step, status=StepStatus.SKIPPED))
@@ -141,8 +143,9 @@ def _step_expanded(state: State, event: StepExpanded) -> None:
 
 def _step_assembled(state: State, event: StepAssembled) -> None:
     step = state.steps.get(event.step)
-    if step is None or step.status is not StepStatus.ASSEMBLING:
+    if step is None or step.status is not StepStatus.ASSEMBLING or step.turn != event.turn:
         return
+    state.changes.heard = True
     del state.todo[step.id]
     if event.error:
         _fail_step(state, replace(step, message=event.error))
@@ -152,8 +155,10 @@ def _step_assembled(state: State, event: StepAssembled) -> None:
 
 def _step_reopened(state: State, event: StepReopened) -> None:
     """Go back to before a step was expanded; what followed from it waits for it again."""
-    step = state.steps.get(event.step)
-    if step is None or step.status is StepStatus.WAITING:
+    step, reader = state.steps.get(event.step), state.steps.get(event.reader)
+    if step is None or reader is None or reader.turn != event.turn:
+        return
+    if step.status is StepStatus.WAITING:
         return
     if step.reopened >= REOPEN_LIMIT:
         _fail_step(state, replace(step, message=event.message))
@@ -177,7 +182,8 @@ def _back_to_waiting(state: State, step_id: StepId) -> None:
     tasks.unwant(state, step_id)
     state.todo.pop(step_id, None)
     old = state.steps[step_id]
-    state.put_step(Step(old.id, old.run, old.upstream, old.on_error, reopened=old.reopened))
+    anew = Step(old.id, old.run, old.upstream, old.on_error, reopened=old.reopened)
+    state.put_step(replace(anew, turn=old.turn + 1))
 
 
 def _wait_for(state: State, step_id: StepId) -> None:

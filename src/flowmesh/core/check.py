@@ -13,6 +13,7 @@ def check(state: State) -> None:
     _steps(state)
     _pool(state)
     assert not state.failing
+    assert all(state.done.values()) and all(state.ended.values())
 
 
 def _tasks(state: State) -> None:
@@ -27,7 +28,8 @@ def _tasks(state: State) -> None:
         assert (task.lease is not None) == (task.status is TaskStatus.LEASED), task
         if task.lease is not None:
             assert task.id in state.lease_left[task.lease], task
-        assert (task.id in state.done_ms) == (task.status is TaskStatus.SUCCEEDED), task
+        done = any(task.id in tasks for tasks in state.done.values())
+        assert done == (task.status is TaskStatus.SUCCEEDED), task
         if task.status is not TaskStatus.SUCCEEDED:
             assert task.owner in state.wants[task.id], task
             runs = [state.runs[state.steps[step].run] for step in state.wants[task.id]]

@@ -35,6 +35,7 @@ class StepExpanded:
         error: expansion is impossible; the step fails with this message.
         lost: tasks among `wanted` whose results are gone, even if they are remembered here.
         saved_usd: what the results found had cost when they were made.
+        turn: of the step, when its expansion began; another one is void.
     """
 
     at_ms: int
@@ -48,6 +49,7 @@ class StepExpanded:
     lost: tuple[TaskId, ...] = ()
     saved_usd: float = 0.0
     record: str = ""
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,22 @@ class StepAssembled:
     step: StepId
     error: str = ""
     record: str = ""
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StepReopened:
     """Something that a step made is lost or damaged: it is expanded anew, and all after it.
 
-    `message` says what is lost; it is the run's end if that keeps happening.
+    `message` says what is lost; it is the run's end if that keeps happening. `reader` found
+    it out, in its turn `turn`: if it was put back since, the loss is being mended already.
     """
 
     at_ms: int
     step: StepId
     message: str
+    reader: StepId
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)

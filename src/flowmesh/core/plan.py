@@ -1,7 +1,7 @@
 """The policy: what to do next. Reads the state, changes nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowmesh.base.ids import LeaseId, TaskId
 from flowmesh.core import estimate, pool
@@ -23,64 +23,86 @@ def expire(state: State) -> Iterator[LoseWorker]:
             yield LoseWorker(state.now_ms, worker.id)
 
 
+#: What the score depends on in a worker, beside the batch key.
+Kind = tuple[tuple[str, ...], float, tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    worker: Worker
+    """A batch key on idle workers that are alike, the longest idle first."""
+
+    workers: tuple[Worker, ...]
     batch_key: str
     score: Score
 
-    def rank(self) -> tuple[float, str, str]:
-        """Total first; ids after it, so that equal scores give one answer everywhere."""
-        return (self.score.total, self.worker.id, self.batch_key)
+
+def _rank(candidate: Candidate) -> tuple[float, str, str]:
+    """Total first; ids after it, so that equal scores give one answer everywhere."""
+    return (candidate.score.total, candidate.workers[0].id, candidate.batch_key)
+
+
+def _kinds(state: State) -> dict[Kind, list[Worker]]:
+    kinds: dict[Kind, list[Worker]] = {}
+    for worker_id in state.idle:
+        worker = state.workers[worker_id]
+        kind = (worker.runtimes, worker.usd_per_hour, worker.warm)
+        kinds.setdefault(kind, []).append(worker)
+    return kinds
 
 
 def place(state: State, weights: Weights) -> GrantLease | None:
     """Choose the best batch and worker, or None where nothing fits.
 
-    Keys are compared by their totals, so no task is looked at before its key has won.
+    Keys are compared by their totals and equal workers are one candidate, so no task is
+    looked at before its key has won, and no worker before its kind has.
     """
-    for best in sorted(_candidates(state, weights), key=Candidate.rank, reverse=True):
-        tasks = batch(state, best.worker, best.batch_key)
-        if tasks:
-            option = option_of(state, best.worker, best.batch_key, tasks)
-            return GrantLease(
-                at_ms=state.now_ms,
-                lease=LeaseId(state.next_lease),
-                worker=best.worker.id,
-                batch_key=best.batch_key,
-                tasks=tasks,
-                score=score(option, weights),
-            )
+    if not state.ready or not state.idle:
+        return None
+    served_usd = best_served_usd(state)
+    kinds = _kinds(state)
+    for best in sorted(_candidates(state, kinds, served_usd, weights), key=_rank, reverse=True):
+        for worker in best.workers:
+            tasks = batch(state, worker, best.batch_key)
+            if tasks:
+                option = option_of(state, worker, best.batch_key, tasks, served_usd)
+                return GrantLease(
+                    at_ms=state.now_ms,
+                    lease=LeaseId(state.next_lease),
+                    worker=worker.id,
+                    batch_key=best.batch_key,
+                    tasks=tasks,
+                    score=score(option, weights),
+                )
     return None
 
 
-def _candidates(state: State, weights: Weights) -> Iterator[Candidate]:
-    for worker_id in state.idle:
-        worker = state.workers[worker_id]
-        for batch_key, key in state.ready.items():
-            if key.runtime in worker.runtimes:
-                option = _outline(state, worker, batch_key, key)
-                yield Candidate(worker, batch_key, score(option, weights))
+def _candidates(
+    state: State, kinds: dict[Kind, list[Worker]], served_usd: float, weights: Weights
+) -> Iterator[Candidate]:
+    for batch_key, key in state.ready.items():
+        heads = tuple(pool.heads(key))
+        for workers in kinds.values():
+            if key.runtime in workers[0].runtimes:
+                sample = option_of(state, workers[0], batch_key, heads, served_usd)
+                option = _outline(state, batch_key, key, sample)
+                yield Candidate(tuple(workers), batch_key, score(option, weights))
 
 
-def _outline(state: State, worker: Worker, batch_key: str, key: ReadyKey) -> Option:
-    """What a batch of this key would be like, from the key's totals and the heads of its queues."""
-    heads = tuple(pool.heads(key))
-    first = state.tasks[heads[0]]
+def _outline(state: State, batch_key: str, key: ReadyKey, sample: Option) -> Option:
+    """A full batch of a key, from the key's totals and the option of the heads of its queues."""
+    first = state.tasks[next(pool.heads(key))]
     size = min(key.count, first.batch_limit)
-    sample = option_of(state, worker, batch_key, heads)
     unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
-    return Option(
-        work_s=size * key.work / key.count * unit_s,
-        importance=sample.importance,
-        start_s=sample.start_s,
-        wait_s=sample.wait_s,
-        lag_usd=sample.lag_usd,
-        usd_per_hour=worker.usd_per_hour,
-    )
+    return replace(sample, work_s=size * key.work / key.count * unit_s)
 
 
-def option_of(state: State, worker: Worker, batch_key: str, tasks: tuple[TaskId, ...]) -> Option:
+def option_of(
+    state: State,
+    worker: Worker,
+    batch_key: str,
+    tasks: tuple[TaskId, ...],
+    served_usd: float,
+) -> Option:
     """The option of running exactly these tasks on this worker."""
     unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
     chosen = [state.tasks[task_id] for task_id in tasks]
@@ -90,7 +112,7 @@ def option_of(state: State, worker: Worker, batch_key: str, tasks: tuple[TaskId,
         importance=weight / len(chosen),
         start_s=estimate.start_s(warm=batch_key in worker.warm),
         wait_s=(state.now_ms - min(task.since_ms for task in chosen)) / 1000,
-        lag_usd=best_served_usd(state) - min(state.tenants[t.tenant].virtual_usd for t in chosen),
+        lag_usd=served_usd - min(state.tenants[t.tenant].virtual_usd for t in chosen),
         usd_per_hour=worker.usd_per_hour,
     )
 

@@ -6,7 +6,7 @@ Law: `file` and `withdraw` keep it in step with the tasks. `in_fair_order` only 
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from flowmesh.base.ids import TaskId, TenantId
+from flowmesh.base.ids import TaskId
 from flowmesh.core.records import Task
 from flowmesh.core.state import ReadyKey, State
 
@@ -66,8 +66,3 @@ def in_fair_order(state: State, key: ReadyKey, usd_per_work: float) -> Iterator[
 
 def _by_priority(queues: Mapping[int, Mapping[TaskId, None]]) -> Iterator[TaskId]:
     return chain.from_iterable(queues[priority] for priority in sorted(queues, reverse=True))
-
-
-def tenants_waiting(state: State) -> dict[TenantId, None]:
-    """Tenants with at least one ready task."""
-    return {tenant: None for key in state.ready.values() for tenant in key.queues}

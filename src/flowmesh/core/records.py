@@ -80,7 +80,8 @@ class Step:
         pending: distinct tasks that have not settled.
         executed, reused, joined, failed: distinct tasks by how they came to their end,
             see `wire.TaskCounts`.
-        reopened: how often it was taken up again because something of it was lost.
+        turn: how often it was put back; what the driver does for an earlier turn is void.
+        reopened: how often that was because something of its own was lost.
     """
 
     id: StepId
@@ -96,6 +97,7 @@ class Step:
     joined: int = 0
     failed: int = 0
     message: str = ""
+    turn: int = 0
     reopened: int = 0
 
 
@@ -128,7 +130,7 @@ class Task:
         tenant, priority: the queue of the ready pool that it is filed in.
         owner: the step that asked first, or after that one left, the next.
         batch_limit: most tasks it may run with; falls when a batch fails as a whole.
-        attempts, crashes, losses: failures so far, each with a limit of its own.
+        attempts, bugs, crashes, losses: failures so far, each with a limit of its own.
         avoid: the worker it failed on last; another is preferred.
     """
 
@@ -141,6 +143,7 @@ class Task:
     status: TaskStatus = TaskStatus.READY
     lease: LeaseId | None = None
     attempts: int = 0
+    bugs: int = 0
     crashes: int = 0
     losses: int = 0
     due_ms: int = 0

@@ -50,10 +50,12 @@ def after(task: Task, failure: Failure, batch_size: int) -> Verdict:
             return Verdict(crashed, fails=crashed.crashes >= CRASH_LIMIT)
         case Failure.LOST:
             return _lost(task)
-        case Failure.MEMORY | Failure.TRANSIENT | Failure.INTERNAL:
+        case Failure.INTERNAL:
+            tried = replace(task, bugs=task.bugs + 1)
+            return Verdict(tried, tried.bugs >= INTERNAL_LIMIT, backoff_ms(tried.bugs))
+        case Failure.MEMORY | Failure.TRANSIENT:
             tried = replace(task, attempts=task.attempts + 1)
-            limit = INTERNAL_LIMIT if failure is Failure.INTERNAL else ATTEMPT_LIMIT
-            return Verdict(tried, tried.attempts >= limit, backoff_ms(tried.attempts))
+            return Verdict(tried, tried.attempts >= ATTEMPT_LIMIT, backoff_ms(tried.attempts))
 
 
 def _lost(task: Task) -> Verdict:

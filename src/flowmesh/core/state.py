@@ -44,6 +44,10 @@ class Changes:
     granted: list[tuple[Lease, tuple[RunId, ...]]] = field(default_factory=list)
     ended: list[tuple[Lease, str]] = field(default_factory=list)
     accepted: list[Accepted] = field(default_factory=list)
+    #: Workers of leases that became smaller.
+    trimmed: list[WorkerId] = field(default_factory=list)
+    #: Whether the event itself took effect: late and repeated ones do not.
+    heard: bool = False
 
 
 @dataclass(slots=True)
@@ -60,8 +64,11 @@ class State:
         lease_left: tasks of a lease that have not ended.
         idle: workers with a free slot.
         failing: steps that a failed task fails; empty between records.
-        done_ms: when a task in memory succeeded; it is kept for `RETAIN_MS`, so that an
-            expansion that looked the action cache up just before still finds it.
+        done: tasks in memory that succeeded, by the second in which they did. They are kept
+            for `RETAIN_MS`, so that an expansion that looked the action cache up just before
+            still finds them.
+        ended: leases that ended, by the second in which they did; kept for `RETAIN_MS`, as
+            a late result counts only under a lease that was granted for its task.
         settled_ms: when a run settled; kept for `RETAIN_MS`, so that a repeated
             submission is known.
     """
@@ -84,7 +91,8 @@ class State:
     failing: dict[StepId, None] = field(default_factory=dict)
     tenants: dict[TenantId, Tenant] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
-    done_ms: dict[TaskId, int] = field(default_factory=dict)
+    done: dict[int, dict[TaskId, None]] = field(default_factory=dict)
+    ended: dict[int, dict[LeaseId, Lease]] = field(default_factory=dict)
     settled_ms: dict[RunId, int] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes, compare=False)
 

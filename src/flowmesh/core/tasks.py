@@ -19,7 +19,16 @@ from dataclasses import replace
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
 from flowmesh.core import pool, retry
 from flowmesh.core.events import TaskResult
-from flowmesh.core.records import Failure, OnError, Step, StepStatus, Task, TaskSpec, TaskStatus
+from flowmesh.core.records import (
+    Failure,
+    Lease,
+    OnError,
+    Step,
+    StepStatus,
+    Task,
+    TaskSpec,
+    TaskStatus,
+)
 from flowmesh.core.state import Accepted, State
 
 RETAIN_MS = 120_000
@@ -85,6 +94,7 @@ def _drop(state: State, task: Task) -> None:
     del state.tasks[task.id]
     state.wants.pop(task.id, None)
     if task.lease is not None:
+        state.changes.trimmed.append(state.leases[task.lease].worker)
         leave_lease(state, task.lease, task.id, "nobody wants its tasks")
 
 
@@ -112,6 +122,7 @@ def leave_lease(state: State, lease_id: LeaseId, task_id: TaskId, reason: str) -
         return
     del state.lease_left[lease_id]
     lease = state.leases.pop(lease_id)
+    state.ended.setdefault(_second(state.now_ms), {})[lease_id] = lease
     state.changes.ended.append((lease, reason))
     worker = state.workers[lease.worker]
     held = tuple(other for other in worker.leases if other != lease_id)
@@ -121,20 +132,37 @@ def leave_lease(state: State, lease_id: LeaseId, task_id: TaskId, reason: str) -
 def reported(state: State, result: TaskResult, worker_id: WorkerId) -> None:
     """A worker says how a task ended. Only the lease that holds it may fail it.
 
-    A success from a lease that has ended is still a right answer for a pure task.
+    A success from a lease that has ended is still a right answer for a pure task, if the
+    lease was granted to that worker for that task.
     """
     task = state.tasks.get(result.task)
     if task is None or task.status is TaskStatus.SUCCEEDED:
         return
-    lease = state.leases.get(result.lease)
-    current = lease is not None and task.lease == lease.id and lease.worker == worker_id
+    lease = _granted(state, result, worker_id)
+    if lease is None:
+        return
+    current = task.lease == lease.id
     if result.failure is None and (current or task.spec.pure):
         _succeeded(state, task, result, worker_id)
     elif result.failure is not None and current:
-        assert lease is not None
         verdict = retry.after(task, result.failure, len(lease.tasks))
         _accept(state, task, result, worker_id, final=verdict.fails)
         _attempt_failed(state, verdict, worker_id, result.message)
+
+
+def _granted(state: State, result: TaskResult, worker_id: WorkerId) -> Lease | None:
+    """The lease, running or ended not long ago, under which a worker may report a task."""
+    lease = state.leases.get(result.lease)
+    if lease is None:
+        ended = (leases[result.lease] for leases in state.ended.values() if result.lease in leases)
+        lease = next(ended, None)
+    if lease is None or lease.worker != worker_id or result.task not in lease.tasks:
+        return None
+    return lease
+
+
+def _second(at_ms: int) -> int:
+    return at_ms - at_ms % 1000
 
 
 def _accept(
@@ -167,7 +195,7 @@ def _succeeded(state: State, task: Task, result: TaskResult, worker_id: WorkerId
     _leave_place(state, task)
     lease, owner = task.lease, task.owner
     state.tasks[task.id] = replace(task, status=TaskStatus.SUCCEEDED, lease=None)
-    state.done_ms[task.id] = state.now_ms
+    state.done.setdefault(_second(state.now_ms), {})[task.id] = None
     for step_id in state.wants.pop(task.id):
         step = state.steps[step_id]
         if step_id == owner:
@@ -246,14 +274,19 @@ def wake(state: State) -> None:
             task = replace(state.tasks[task_id], status=TaskStatus.READY)
             state.tasks[task_id] = task
             pool.file(state, task)
-    while state.done_ms:
-        task_id, done_ms = next(iter(state.done_ms.items()))
-        if state.now_ms - done_ms < RETAIN_MS:
-            break
-        del state.done_ms[task_id], state.tasks[task_id]
+    kept_ms = state.now_ms - RETAIN_MS
+    for second in [second for second in state.done if second < kept_ms]:
+        for task_id in state.done.pop(second):
+            del state.tasks[task_id]
+    for second in [second for second in state.ended if second < kept_ms]:
+        del state.ended[second]
 
 
 def forget(state: State, task_id: TaskId) -> None:
     """Disown a remembered success: its result is gone and must be made again."""
-    if task_id in state.done_ms:
-        del state.done_ms[task_id], state.tasks[task_id]
+    for second, done in state.done.items():
+        if task_id in done:
+            del done[task_id], state.tasks[task_id]
+            if not done:
+                del state.done[second]
+            return

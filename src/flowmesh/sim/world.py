@@ -16,7 +16,6 @@ from flowmesh.core.events import (
     StepExpanded,
     StepReopened,
     Tick,
-    WorkerSynced,
 )
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.records import Run, RunStatus, Step, StepStatus
@@ -167,7 +166,8 @@ class World:
         if self._lose_something(step):
             return
         if self.workload.skips(step):
-            self._tell(step, lambda now: StepExpanded(now, step, skipped=True))
+            turn = self.steps[step].turn
+            self._tell(step, lambda now: StepExpanded(now, step, skipped=True, turn=turn))
             return
         tasks = self.workload.tasks(step)
         lost = tuple(task for task in dict.fromkeys(tasks) if task in self._lost)
@@ -177,8 +177,11 @@ class World:
         distinct = dict.fromkeys(tasks)
         wanted = tuple(self.workload.spec(task) for task in distinct if task not in self.cache)
         found = len(distinct) - len(wanted)
-        items = len(tasks)
-        expanded = lambda now: StepExpanded(now, step, items, found, wanted, lost=lost)  # noqa: E731
+        items, turn = len(tasks), self.steps[step].turn
+
+        def expanded(now_ms: int) -> StepExpanded:
+            return StepExpanded(now_ms, step, items, found, wanted, lost=lost, turn=turn)
+
         self.after(self.rng.randint(1, 5_000), lambda: self._tell(step, expanded))
 
     def _lose_something(self, step: StepId) -> bool:
@@ -188,7 +191,8 @@ class World:
             return False
         maker = self.rng.choice(upstream)
         self._lost |= dict.fromkeys(self.workload.tasks(maker)[:1])
-        self._tell(step, lambda now: StepReopened(now, maker, "lost again and again"))
+        turn = self.steps[step].turn
+        self._tell(step, lambda now: StepReopened(now, maker, "lost for good", step, turn))
         return True
 
     def _assemble(self, step: StepId) -> None:
@@ -198,9 +202,11 @@ class World:
         gone = [task for task in good if task not in self.cache]
         if len(gone) > self.steps[step].failed:
             assert self._may_repeat, f"{step} lacks {gone}"
-            self._tell(step, lambda now: StepReopened(now, step, "lost again and again"))
+            turn = self.steps[step].turn
+            self._tell(step, lambda now: StepReopened(now, step, "lost for good", step, turn))
             return
-        self._tell(step, lambda now: StepAssembled(now, step))
+        turn = self.steps[step].turn
+        self._tell(step, lambda now: StepAssembled(now, step, turn=turn))
 
     def _tell(self, step: StepId, make: Callable[[int], Event]) -> None:
         """The driver's answer for a step; afterwards it may be asked for the step again."""
@@ -226,6 +232,3 @@ class World:
     def _cancel(self, run: RunId) -> None:
         if not self.step(lambda now: RunCancelled(now, run)):
             self.after(1_000, lambda: self._cancel(run))
-
-    def synced(self, make: Callable[[int], WorkerSynced]) -> bool:
-        return self.step(make)
