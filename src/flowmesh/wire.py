@@ -46,9 +46,13 @@ class ErrorBody(Body):
     problems: list[ProblemView] = []
 
 
+DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}/\d{1,18}$")]
+Amount = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
 class ArtifactView(Body):
     kind: Literal["table", "file", "tree"]
-    digest: str
+    digest: DigestText
     rows: int = -1
     columns: tuple[str, ...] = ()
 
@@ -86,7 +90,11 @@ class TaskCounts(Body):
 
 
 class StepView(Body):
-    """A step and its items; the states are drawn in `docs/lifecycle.md`."""
+    """A step and its items; the states are drawn in `docs/lifecycle.md`.
+
+    `done` counts distinct tasks that have settled, `rows_refused` rows of which no task
+    could be made because a template failed on them.
+    """
 
     step: str
     op: str
@@ -94,7 +102,7 @@ class StepView(Body):
     items: int = 0
     done: int = 0
     tasks: TaskCounts = TaskCounts()
-    rows_failed: int = 0
+    rows_refused: int = 0
     message: str = ""
     outputs: dict[str, ArtifactView] = {}
 
@@ -157,7 +165,7 @@ class WorkerInfo(Body):
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     threads: int = 1
     memory_bytes: int = 0
-    usd_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    usd_per_hour: Amount = 0.0
     #: Batch keys whose engine is warm.
     warm: tuple[str, ...] = ()
     version: str = ""
@@ -182,8 +190,8 @@ class TaskReport(Body):
     kind: Literal["", "input", "transient", "memory", "internal", "crash"] = ""
     message: str = ""
     detail: str = ""
-    seconds: float = 0.0
-    missing: str = ""
+    seconds: Amount = 0.0
+    missing: Literal[""] | DigestText = ""
 
 
 class SyncRequest(Body):

@@ -222,7 +222,7 @@ DOCUMENTS = {
 TABLES = {
     "empty": (b"", "rows.jsonl: the file is empty"),
     "no rows": (b"\n\n", "the table has no rows"),
-    "line 17": (ROWS.encode().replace(b'"n": 16', b'"n": oops'), "rows.jsonl:17:24: line 17"),
+    "line 17": (ROWS.encode().replace(b'"n": 16', b'"n": oops'), "rows.jsonl:17:26: line 17"),
     "no object": (b'{"question": "a"}\n[1]\n', "rows.jsonl:2: line 2 is a list"),
     "mixed types": (
         b'{"question": "a", "n": 1}\n{"question": "b", "n": "two"}\n',
@@ -328,7 +328,7 @@ def called(folder: Path, home: Path, act: str, on_error: str = "fail") -> Said:
 @pytest.mark.parametrize(
     ("act", "cause"),
     [
-        ("fail", "call() raised ValueError: three is wrong (line 11 of the file)"),
+        ("fail", "call() raised ValueError: three is wrong (line 10 of the file)"),
         ("loop", "call() was killed at its limit of 1 s"),
         ("gobble", "call() needs more than `memory_mb`: 300 MB; raise it"),
         ("leave", "call() ended its process with status 4"),

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from flowmesh.cli.main import cli, main
-from flowmesh.cli.output import plain, table, usd
+from flowmesh.cli.output import emit, plain, table, usd
 
 DIGEST = f'"sha256:{"0" * 64}/1"'
 DOCUMENT = f"""\
@@ -223,6 +223,15 @@ def test_interrupted(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     monkeypatch.setattr("flowmesh.sdk.prepare.prepare", interrupted)
     status, out, err = flowmesh(capfd, "validate", "flow.yaml")
     assert (status, out, err.strip()) == (130, "", "interrupted")
+    status, out, err = flowmesh(capfd, "validate", "flow.yaml", "--json")
+    assert (status, json.loads(out)["error"]["code"]) == (130, "interrupted")
+
+
+def test_half_a_pair_of_surrogates_leaves_as_an_escape(capfd: pytest.CaptureFixture[str]) -> None:
+    emit({"name": "\udcff é"})
+    out = capfd.readouterr().out
+    assert "\\udcff é" in out
+    assert json.loads(out) == {"name": "\udcff é"}
 
 
 def commands(command: click.Command, *names: str) -> Iterator[tuple[str, click.Command]]:

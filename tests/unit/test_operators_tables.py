@@ -52,6 +52,8 @@ def test_the_columns_of_a_query(sql: str, expected: Columns) -> None:
         ("SELECT lenth(question) FROM q", "Function with name lenth does not exist"),
         ("SELECT question\nFROM q\nWHER id = 1", "syntax error"),
         ("SELECT id FROM q\nORDER BY nope", "(line 2 of the query)"),
+        ("SELECT * FROM qq", "no table is called 'qq'; did you mean 'q'?"),
+        ("SELECT * FROM read_text('/etc/hostname')", "file system operations are disabled"),
         ("SELECT 1; SELECT 2", "expected one SELECT statement"),
         ("DROP TABLE q", "found drop"),
         ("SELECT * FROM q JOIN j ON q.id = j.id", "'id' and 'id': rename"),

@@ -74,6 +74,16 @@ def dies(row):
         os._exit(3)
     return {"fine": True}
 
+class Mute(Exception):
+    def __str__(self):
+        raise ValueError("not even this")
+
+def mute(row):
+    raise Mute
+
+def talks(row):
+    raise ValueError("one\\ntwo " + "x" * 5_000_000)
+
 def leaves(row):
     sys.exit("enough")
 
@@ -159,6 +169,15 @@ def test_a_function_makes_several_rows_or_none(blobs: DirBlobs) -> None:
 def test_a_wrong_result_is_named(blobs: DirBlobs, case: str, message: str) -> None:
     (outcome,) = call(blobs, [{"x": case}], function="wrong")
     assert message in refusal(outcome).message
+
+
+def test_an_exception_that_says_nothing_or_too_much(blobs: DirBlobs) -> None:
+    (mute,) = call(blobs, [{}], function="mute")
+    assert "mute() raised Mute: (its text cannot be had: ValueError)" in refusal(mute).message
+    (talks,) = call(blobs, [{}], function="talks")
+    assert "raised ValueError: one two xxx" in refusal(talks).message
+    assert len(refusal(talks).message) < 3_000
+    assert len(refusal(talks).detail) <= 20_000
 
 
 def test_an_exception_names_the_line_and_keeps_the_trace(blobs: DirBlobs) -> None:

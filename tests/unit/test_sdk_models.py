@@ -9,7 +9,7 @@ import pytest
 
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import SpecError
-from flowmesh.sdk.models import ModelImporter, model_source
+from flowmesh.sdk.models import ModelImporter, check_source, model_source
 from flowmesh.spec.workflow import ModelSource
 from flowmesh.stores.files import FileStore
 from flowmesh.stores.trees import read_manifest
@@ -96,6 +96,28 @@ def test_what_is_no_model_is_refused_without_a_trace(
     assert "Traceback" not in str(caught.value)
     assert list(there.store.list()) == []
     assert list((tmp_path / "home" / "imports").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (ModelSource(package="click"), "package 'click' holds no model"),
+        (ModelSource(package="clicc"), "did you mean 'click'?"),
+        (ModelSource(path="pickled"), "pickled' holds no *.safetensors weights"),
+        (ModelSource(path="bare"), "bare' is not a model: the folder has no config.json"),
+        (ModelSource(path="nowhere"), "there is no model at"),
+    ],
+)
+def test_what_cannot_be_a_model_is_known_before_anything_is_made(
+    tmp_path: Path, source: ModelSource, words: str
+) -> None:
+    for name in ("pickled", "bare"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    fault = check_source(source, tmp_path)
+    assert fault is not None
+    assert words in fault[1]
 
 
 def test_a_source_from_options() -> None:

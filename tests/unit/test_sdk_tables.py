@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def test_types_of_a_csv_file_are_those_of_whole_columns(tmp_path: Path) -> None:
         ("t.json", '{"a":1}', 0, "expected a list of objects"),
         ("t.json", "[1]", 0, "row 1 is not an object"),
         ("t.json", "[]", 0, "no rows"),
+        ("t.json", '[{"a": 1, "a": 2}]', 0, "key 'a' is written twice"),
+        ("t.json", "[]".encode("utf-16"), 0, "not UTF-8"),
         ("t.csv", "a,b\n", 0, "no rows"),
         ("t.csv", "a,b\n1,2\n1,2,3,4\n", 3, "4 cells, where the first line names 2"),
         ("t.csv", 'a,b\n1,"x\ny"\n3,"z', 4, "not a sound CSV file"),
@@ -103,6 +106,19 @@ def test_a_file_that_is_not_there_and_a_directory(tmp_path: Path) -> None:
         read_table(tmp_path / "no" / "promts.jsonl", "no/promts.jsonl")
     with pytest.raises(SpecError, match="is a directory"):
         read_table(tmp_path, "here")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.jsonl")
+    with pytest.raises(SpecError, match="is a device or a pipe; expected a file"):
+        read_table(tmp_path / "t.jsonl", "t.jsonl")
+
+
+def test_the_nearest_file_is_like_more_than_in_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "bigint.jsonl").write_text('{"a":1}\n')
+    with pytest.raises(SpecError) as caught:
+        read_table(tmp_path / "missing.jsonl", "missing.jsonl")
+    assert str(caught.value) == "missing.jsonl: there is no such file"
 
 
 def test_a_data_frame_and_a_list_give_the_same_rows() -> None:

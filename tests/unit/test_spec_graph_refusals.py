@@ -39,6 +39,16 @@ REFUSED = {
         0,
         "must be at least 0, found -1",
     ),
+    "true for a number": (
+        "a: {op: split, rows: '${inputs.rows}', seed: true, parts: {x: 1}}",
+        0,
+        "expected a whole number, found true",
+    ),
+    "text for a number": (
+        "a: {op: split, rows: '${inputs.rows}', seed: '1', parts: {x: 1}}",
+        0,
+        'expected a whole number, found "1"',
+    ),
     "no finite number": (
         "a: {op: split, rows: '${inputs.rows}', parts: {x: 1,\n  y: inf}}",
         1,

@@ -80,11 +80,55 @@ def test_templates_are_rendered_at_any_depth() -> None:
         ("{{ rows.append(1) }}", "unsafe|not safely callable"),
         ("{{ range(9) }}", "'range' is not in this row"),
         ("{{ '\\ud800' }}", "surrogates"),
+        ("{% for a in q * 999 %}{% for b in q * 999 %}{% endfor %}{% endfor %}", "200,000 steps"),
+        (
+            "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n else 1 }}{% endmacro %}{{ f(60) }}",
+            "takes over 200,000 steps",
+        ),
+        (f"{{% set a = q * 9999 %}}{'{% set a = a ~ a %}' * 40}", "gave over 10,000,000"),
+        (f"{{% set a = q * 9999 %}}{'{% set a = a + a %}' * 40}", "gave over 10,000,000"),
+        (
+            "{% set a = q * 9999 %}" + "{% set a %}{{ a }}{{ a }}{% endset %}" * 40,
+            "gave over 10,000,000",
+        ),
+        ("{{ (q * 9999) | replace('w', q * 9999) }}", "gave over 10,000,000"),
+        ("{{ (q * 9999).replace('w', q * 9999) }}", "gave over 10,000,000"),
+        ("{{ (q * 9999) | join(q * 9999) }}", "gave over 10,000,000"),
+        ("{{ (q * 9999).join(q * 9999) }}", "gave over 10,000,000"),
+        (f"{{% set a = 9 ** 60 %}}{'{% set a = a * a %}' * 40}", "thousands of digits"),
     ],
 )
 def test_a_template_that_fails_says_why(template: str, words: str) -> None:
     with pytest.raises(RenderError, match=words):
         renderer(template)({"q": "why", "n": 0, "rows": []})
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for x in xs %}{{ loop.index }}/{{ loop.length }} {{ x ~ 1 ~ (x ~ 2) }};{% endfor %}",
+         "1/2 a1a2;2/2 b1b2;"),
+        ("{% for x in deep recursive %}{{ x if x is number else loop(x) }}{% endfor %}", "123"),
+        ("{% for x in xs if x ~ 'c' == 'ac' %}{{ x }}{% else %}none{% endfor %}", "a"),
+        ("{{ xs | join(', ') }} {{ ';'.join(xs) }} {{ objects | join(attribute='k') }}",
+         "a, b a;b 12"),
+        ("{{ 'aab' | replace('a', 'c', 1) }} {{ 'aab'.replace('a', 'c') }}", "cab ccb"),
+        ("{% macro f(x) %}<{{ x ~ x }}>{% endmacro %}{{ f('a') }}{{ 2 * 3 + 1 }}", "<aa>7"),
+    ],
+)  # fmt: skip
+def test_what_is_within_limits_is_as_jinja_has_it(template: str, text: str) -> None:
+    row = {"xs": ["a", "b"], "deep": [[1, [2]], [3]], "objects": [{"k": 1}, {"k": 2}]}
+    assert columns_named(template) <= set(row)
+    assert renderer(template)(row) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% include 'x' %}", "{% extends 'x' %}", "{% import 'x' as y %}", "{% from 'x' import y %}"],
+)
+def test_a_template_is_alone(template: str) -> None:
+    with pytest.raises(ValueError, match="template line 1: a template cannot load another one"):
+        columns_named(template)
 
 
 @pytest.mark.parametrize("depth", [90, 300, 1500])

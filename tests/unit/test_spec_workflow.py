@@ -239,3 +239,9 @@ def test_python_code_meets_the_same_limits() -> None:
 def test_command_line_text_becomes_the_declared_type(kind: str, text: str, value: object) -> None:
     declared = PlainInput.model_validate({"type": kind})
     assert from_text(declared, text) == value
+
+
+def test_bytes_of_a_command_line_that_are_no_text_are_refused() -> None:
+    declared = PlainInput.model_validate({"type": "string"})
+    assert declared.refusal("caf\u00e9") == ""
+    assert declared.refusal("\udcff").startswith("expected text")

@@ -4,6 +4,7 @@
   + SpecError            the request is wrong; change it (exit code 2)
   + NotFound             no such run, output, digest, worker or model (exit code 2)
   + AccessDenied         no token, or not yours (exit code 2)
+  + Conflict             the same key, another request (exit code 2)
   + StoreError           bytes could not be read or written
     - BlobMissing        the store does not hold this digest
     - DigestMismatch     a copy is damaged; it is set aside, never returned
@@ -72,6 +73,12 @@ class NotFound(FlowMeshError):
 class AccessDenied(FlowMeshError):
     code = "access_denied"
     http_status = 401
+    exit_code = 2
+
+
+class Conflict(FlowMeshError):
+    code = "conflict"
+    http_status = 409
     exit_code = 2
 
 

@@ -156,9 +156,9 @@ def _failure(error: BaseException, what: str) -> dict[str, Any]:
 
 
 def _words(error: BaseException) -> str:
-    """What an exception says: within a limit, and its own code may fail too."""
+    """What an exception says, on one line and within a limit; its own code may fail too."""
     try:
-        words = str(error)
+        words = " ".join(str(error).split())
     except Exception as second:
         return f"(its text cannot be had: {type(second).__name__})"
     return words if len(words) <= _WORDS_LIMIT else f"{words[:_WORDS_LIMIT]}..."

@@ -265,10 +265,14 @@ class Client:
         return StoreReport.model_validate_json(answer)
 
     def local_store(self) -> Path | None:
-        """The directory of the server's store, if it is the one of our home."""
-        if self._named is None or self._embedded.serves(self._named.url):
+        """The directory of the server's store, if it is the one of our home.
+
+        A server with a token keeps tenants apart: there, what is sent to it says whose it is.
+        """
+        if self._named is None:
             return self.home / "store"
-        return None
+        ours = self._named.token is None and self._embedded.serves(self._named.url)
+        return self.home / "store" if ours else None
 
     # Models
 

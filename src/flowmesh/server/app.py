@@ -22,6 +22,7 @@ from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError
 from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
 from flowmesh.server import auth, blobs, models, problems, runs, schema, sync
+from flowmesh.server.access import Access
 from flowmesh.server.driver import Driver
 from flowmesh.server.local_workers import LocalWorkers, WorkerOptions
 from flowmesh.stores.files import FileStore
@@ -97,6 +98,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         title="FlowMesh", version=__version__, lifespan=lambda app: _lifespan(app, settings)
     )
     app.state.last_request_s = time.monotonic()
+    app.state.requests = 0
     app.state.stores = None
     for part in (runs, blobs, models, sync):
         app.include_router(part.routes)
@@ -120,15 +122,27 @@ class _NoteRequests:
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in ("/v1/sync", "/healthz"):
+        if scope["type"] != "http" or scope["path"] in ("/v1/sync", "/healthz"):
+            await self._app(scope, receive, send)
+            return
+        self._state.requests += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._state.requests -= 1
             self._state.last_request_s = time.monotonic()
-        await self._app(scope, receive, send)
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI, settings: ServerSettings) -> AsyncIterator[None]:
     stores: Stores = app.state.stores or Stores.open(settings.home)
-    driver = app.state.driver = Driver(stores.database, stores.blobs, catalog(), settings.weights)
+    driver = app.state.driver = Driver(
+        stores.database,
+        stores.blobs,
+        Access(stores.database, guarded=settings.token is not None),
+        catalog(),
+        settings.weights,
+    )
     await driver.start()
     try:
         yield
@@ -241,21 +255,23 @@ class _Process:
         """Keep the workers running, until told to stop, the driver failed, or nobody attends."""
         driver: Driver = self.app.state.driver
         while not stop.is_set():
-            for prefix in self.workers.ended():
-                await driver.worker_gone(prefix)
-            self.workers.keep()
             if driver.fatal.done():
                 _log.error("stopping: %s", driver.fatal.result())
                 return 1
-            if self.settings.attended and self._deserted(driver):
+            for prefix in self.workers.ended():
+                with contextlib.suppress(StoreError):  # the driver says why it has stopped
+                    await driver.worker_gone(prefix)
+            self.workers.keep()
+            if self.settings.attended and self._deserted():
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), WATCH_S)
         return 0
 
-    def _deserted(self, driver: Driver) -> bool:
+    def _deserted(self) -> bool:
+        """Whether no client's request (a stream of events is one) has run for a while."""
         idle_s = time.monotonic() - self.app.state.last_request_s
-        return not driver.signals.watched and idle_s > ATTENDED_S
+        return bool(self.app.state.requests == 0 and idle_s > ATTENDED_S)
 
     def _announce(self) -> None:
         """Tell local clients where the server is."""

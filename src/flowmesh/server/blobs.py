@@ -1,11 +1,13 @@
 """Blobs over HTTP: find missing, put, get; and the care of the store.
 
 Knowing a digest is no permission: a tenant reads what it put itself and what its own runs
-made or used. A worker, which carries out everybody's tasks, reads everything.
+made or used (`access.py`). A worker carries out everybody's tasks and reads everything.
 """
 
 import asyncio
+import hashlib
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +16,16 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import BlobMissing, LimitExceeded, Problem, SpecError, StoreError
+from flowmesh.base.errors import (
+    BlobMissing,
+    DigestMismatch,
+    LimitExceeded,
+    Problem,
+    SpecError,
+)
+from flowmesh.base.ids import WorkerId
 from flowmesh.server.auth import Tenant, TheDriver, WorkerName
-from flowmesh.server.driver import Driver, now_ms
+from flowmesh.server.driver import Driver
 from flowmesh.server.live import live_blobs
 from flowmesh.stores.gc import collect, verify
 from flowmesh.wire import Digests, StoreReport
@@ -29,32 +38,46 @@ _HEX = frozenset("0123456789abcdef")
 
 @routes.post("/blobs/missing")
 async def missing(body: Digests, tenant: Tenant, driver: TheDriver) -> Digests:
-    """Those of `digests` that must be put before they are used."""
+    """Those of `digests` that the tenant must put before it may use them."""
     asked = [_digest(text) for text in body.digests]
-    there = await asyncio.to_thread(driver.store.has, asked)
-    return Digests(digests=[str(digest) for digest in asked if digest not in there])
+
+    def work() -> list[Digest]:
+        there = driver.store.has(asked)
+        may_use = driver.access.may_use
+        return [one for one in asked if one not in there or not may_use(tenant, one)]
+
+    return Digests(digests=[str(digest) for digest in await asyncio.to_thread(work)])
 
 
 @routes.put("/blobs/{hex_hash}")
 async def put(
     hex_hash: str, request: Request, tenant: Tenant, driver: TheDriver, worker: WorkerName = ""
 ) -> dict[str, str]:
-    """Keep the body's bytes. Its SHA-256 must be `hex_hash`."""
+    """Keep the body's bytes. Its SHA-256 must be `hex_hash`: who has the bytes may read them."""
     _check_hash(hex_hash)
     with tempfile.TemporaryDirectory(prefix="flowmesh-put-") as folder:
         path = Path(folder) / "body"
-        size_bytes = 0
-        with path.open("wb") as file:
-            async for chunk in request.stream():
-                size_bytes += len(chunk)
-                if size_bytes > BLOB_LIMIT_BYTES:
-                    raise LimitExceeded(f"a blob has at most {BLOB_LIMIT_BYTES} bytes")
-                await asyncio.to_thread(file.write, chunk)
-        expected = Digest(hex_hash, size_bytes)
-        digest = await asyncio.to_thread(driver.store.put, path, expected)
-    if not worker:
-        await _grant(driver, tenant, hex_hash)
-    return {"digest": str(digest)}
+        got = await _receive(request, path)
+        if got.hash != hex_hash:
+            expected = Digest(hex_hash, got.size_bytes)
+            raise DigestMismatch(want=expected, got=got, source="the request's body")
+        await asyncio.to_thread(driver.store.put, path, got)
+    if not _is_worker(driver, worker):
+        await driver.access.grant(tenant, hex_hash)
+    return {"digest": str(got)}
+
+
+async def _receive(request: Request, path: Path) -> Digest:
+    """Write the body to `path`. Raises LimitExceeded."""
+    hashed, size_bytes = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        async for chunk in request.stream():
+            size_bytes += len(chunk)
+            if size_bytes > BLOB_LIMIT_BYTES:
+                raise LimitExceeded(f"a blob has at most {BLOB_LIMIT_BYTES} bytes")
+            hashed.update(chunk)
+            await asyncio.to_thread(file.write, chunk)
+    return Digest(hashed.hexdigest(), size_bytes)
 
 
 @routes.get("/blobs/{hex_hash}", response_class=StreamingResponse)
@@ -67,12 +90,18 @@ async def get(
 ) -> StreamingResponse:
     """The bytes of a blob; `size` is known from its digest, or else looked up."""
     _check_hash(hex_hash)
-    if not worker and not await asyncio.to_thread(_may_read, driver, tenant, hex_hash):
+    may_read = driver.access.may_read
+    if not _is_worker(driver, worker) and not await asyncio.to_thread(may_read, tenant, hex_hash):
         raise BlobMissing(f"sha256:{hex_hash}", f"the store of tenant {tenant}")
     digest = await asyncio.to_thread(_sized, driver, hex_hash, size)
     headers = {"content-length": str(digest.size_bytes)}
     chunks: Iterator[bytes] = await asyncio.to_thread(driver.store.stream, digest)
     return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+
+
+def _is_worker(driver: Driver, name: str) -> bool:
+    """Whether it is a worker that has joined who asks: workers serve all tenants."""
+    return WorkerId(name) in driver.plane.state.workers
 
 
 @routes.post("/store/verify")
@@ -92,6 +121,8 @@ async def collect_garbage(
 ) -> StoreReport:
     """Remove what no run, result or model needs and nobody touched for `grace_s` seconds."""
 
+    # What comes after this moment is too young to be collected, so the order matters.
+    now_ms = time.time_ns() // 1_000_000
     packs = {task.spec.pack for task in driver.plane.state.tasks.values()}
 
     def work() -> StoreReport:
@@ -101,7 +132,7 @@ async def collect_garbage(
             live=live,
             trees=trees,
             grace_ms=grace_s * 1000,
-            now_ms=now_ms(),
+            now_ms=now_ms,
             dry_run=dry_run,
         )
         return StoreReport(
@@ -113,24 +144,6 @@ async def collect_garbage(
         )
 
     return await asyncio.to_thread(work)
-
-
-async def _grant(driver: Driver, tenant: str, hex_hash: str) -> None:
-    row = ("INSERT OR IGNORE INTO uploads VALUES (?, ?)", (tenant, hex_hash))
-    await asyncio.wrap_future(driver.database.write([row]))
-
-
-def _may_read(driver: Driver, tenant: str, hex_hash: str) -> bool:
-    like = f"sha256:{hex_hash}/%"
-    found = driver.database.read(
-        "SELECT 1 FROM uploads WHERE tenant = ? AND hash = ?"
-        " UNION ALL SELECT 1 FROM artifacts a JOIN runs r USING (run)"
-        " WHERE r.tenant = ? AND a.digest LIKE ?"
-        " UNION ALL SELECT 1 FROM uses u JOIN steps s USING (step) JOIN runs r USING (run)"
-        " WHERE r.tenant = ? AND u.digest LIKE ? LIMIT 1",
-        (tenant, hex_hash, tenant, like, tenant, like),
-    )
-    return bool(found)
 
 
 def _sized(driver: Driver, hex_hash: str, size: int | None) -> Digest:
@@ -152,4 +165,4 @@ def _digest(text: str) -> Digest:
 
 def _check_hash(hex_hash: str) -> None:
     if len(hex_hash) != 64 or not _HEX.issuperset(hex_hash):
-        raise StoreError(f"{hex_hash[:80]!r} is not a SHA-256 in hex")
+        raise SpecError(Problem(f"{hex_hash[:80]!r} is not a SHA-256 in hex"))

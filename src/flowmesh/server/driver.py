@@ -1,28 +1,24 @@
-"""The loop: event -> step -> journal -> perform. Everything the core does, it does here.
-
-One asyncio thread steps the core. An answer that depends on a record is given once that
-record is durable. If the journal fails, the process must end: a new one replays.
-"""
+"""The loop: event -> step -> journal -> perform. Everything the core does, it does here."""
 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from flowmesh.base.errors import BlobMissing, StoreError
+import msgspec
+
+from flowmesh.base.errors import BlobMissing, Conflict, SpecError, StoreError
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
-from flowmesh.core.decisions import DECISIONS, Decision
 from flowmesh.core.events import (
-    EVENTS,
     Event,
     PlaneStarted,
     RunCancelled,
     RunSubmitted,
     StepAssembled,
     StepExpanded,
-    StepReopened,
     TaskResult,
     Tick,
     WorkerGone,
@@ -30,17 +26,19 @@ from flowmesh.core.events import (
 )
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.records import Failure, Step, StepStatus
-from flowmesh.core.state import Changes, State
+from flowmesh.core.state import Changes
+from flowmesh.server.access import Access
 from flowmesh.server.items import Items
-from flowmesh.server.project import RunRecord, pack, statements
+from flowmesh.server.ledger import Ledger
+from flowmesh.server.project import RunRecord, pack
 from flowmesh.server.signals import Signals
 from flowmesh.server.steps import StepWork
 from flowmesh.server.submission import Submission
+from flowmesh.server.submissions import Submissions
 from flowmesh.spec.action import Result
 from flowmesh.spec.operator import Operator
 from flowmesh.stores.base import BlobStore
-from flowmesh.stores.codec import Codec, decode_state, encode_state
-from flowmesh.stores.sqlite import Database, SqliteJournal
+from flowmesh.stores.sqlite import Database
 from flowmesh.wire import (
     CreateRun,
     LeaseBody,
@@ -51,68 +49,64 @@ from flowmesh.wire import (
     WorkerInfo,
 )
 
-CHECKPOINT_RECORDS = 5_000
 STEP_THREADS = 2
 TICK_S = 0.5
 #: Well under the time after which a silent worker is lost.
 WAIT_LIMIT_MS = 10_000
-#: Submissions kept in memory; others are read again from their run's request.
-SUBMISSIONS_KEPT = 1_000
+#: Seconds before each further attempt at a step that the store's trouble has cut short.
+STORE_RETRIES_S = (0.5, 2.0, 8.0)
 
 _log = logging.getLogger(__name__)
-
-
-StepFunction = Callable[[Submission, StepId, int], StepExpanded | StepAssembled | StepReopened]
 
 
 def run_of(step: StepId) -> RunId:
     return RunId(step.split("/", 1)[0])
 
 
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Driver:
+    """Holds the ledger and serves runs and workers; one for each server process.
+
+    Args:
+        weights: of tenants; 1 for those not named.
+    """
+
     def __init__(
         self,
         database: Database,
         store: BlobStore,
+        access: Access,
         catalog: Mapping[str, Operator],
         weights: Mapping[str, float],
     ) -> None:
         self.database = database
         self.store = store
-        self.catalog = catalog
-        self.weights = weights
+        self.access = access
         self.signals = Signals()
+        self.submissions = Submissions(database, catalog)
         self.infos: dict[WorkerId, WorkerInfo] = {}
-        #: Set with the reason when the process cannot go on.
-        self.fatal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._journal = SqliteJournal(database)
-        self._codec: Codec[Event | Decision] = Codec([*EVENTS, *DECISIONS])
+        self._weights = weights
+        self._ledger = Ledger(database, self._perform)
         self._work = StepWork(database, store)
         self._threads = ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="steps")
-        self._submissions: dict[RunId, Submission] = {}
-        self._performing: set[tuple[StepId, StepStatus]] = set()
+        self._performing: set[tuple[StepId, StepStatus, int]] = set()
         self._background: set[asyncio.Task[None]] = set()
-        self._since_checkpoint = 0
-        self._last: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.plane = self._recovered()
 
-    def _recovered(self) -> ControlPlane:
-        last = self._journal.last_checkpoint()
-        plane = ControlPlane(state=decode_state(last.state, State) if last else None)
-        for _, records in self._journal.replay(last.seq if last else 0):
-            plane.replay(self._codec.decode_many(records))
-            plane.state.drain()
-            self._since_checkpoint += 1
-        return plane
+    @property
+    def plane(self) -> ControlPlane:
+        return self._ledger.plane
+
+    @property
+    def fatal(self) -> asyncio.Future[str]:
+        """Set with the reason when the process cannot go on."""
+        return self._ledger.fatal
+
+    def now_ms(self) -> int:
+        return self._ledger.now_ms()
 
     async def start(self) -> None:
         """Take up the work where the journal left it."""
         left = self.plane.outstanding()
-        await self._step(PlaneStarted(now_ms()))
+        await self._ledger.step(PlaneStarted(self.now_ms()))
         self._take_up(left)
         self._spawn(self._ticks())
 
@@ -122,44 +116,64 @@ class Driver:
         await asyncio.gather(*self._background, return_exceptions=True)
         self._threads.shutdown(wait=True)
         if not self.fatal.done():
-            await self._checkpoint()
+            await self._ledger.checkpoint()
         self.database.close()
+
+    # Runs
 
     async def submit(self, request: CreateRun, run: RunId) -> bool:
         """Accept a run; it is durable when this returns. False if it was known already.
 
-        Raises SpecError for a wrong document, BlobMissing for inputs that were not put.
+        Raises:
+            SpecError: the document is wrong.
+            BlobMissing: inputs were not put, or are not the tenant's.
+            Conflict: the key belongs to another request.
         """
-        if self.database.read("SELECT 1 FROM runs WHERE run = ?", (run,)):
+        if self._is_known(run, request):
             return False
         submission = await asyncio.to_thread(self._checked, request)
         if run in self.plane.state.runs or run in self.plane.state.settled_ms:
-            return False
-        at_ms = now_ms()
-        weight = self.weights.get(request.tenant, 1.0)
+            await self._ledger.durable()
+            return not self._is_known(run, request)
+        at_ms = self.now_ms()
+        weight = self._weights.get(request.tenant, 1.0)
         core_run, steps = submission.core_run(run, at_ms, weight)
         graph = submission.graph
         names = [(name, graph.steps[name].op.name) for name in graph.order]
         title = graph.workflow.name or request.file
         record = pack(RunRecord(title, request.model_dump_json(), names))
-        self._remember(run, submission)
-        await self._step(RunSubmitted(at_ms, core_run, steps, record))
+        self.submissions.keep(run, submission)
+        await self._ledger.step(RunSubmitted(at_ms, core_run, steps, record))
         return True
 
+    def _is_known(self, run: RunId, request: CreateRun) -> bool:
+        found = self.database.read("SELECT request FROM runs WHERE run = ?", (run,))
+        if found and CreateRun.model_validate_json(found[0][0]) != request:
+            raise Conflict(f"the key {request.key!r} belongs to run {run} of another request")
+        return bool(found)
+
     def _checked(self, request: CreateRun) -> Submission:
-        submission = Submission.of(request, self.catalog)
+        submission = self.submissions.check(request)
         needed = {artifact.address for artifact in submission.artifacts()}
-        for digest in sorted(needed - self.store.has(needed)):
-            raise BlobMissing(digest, "the server's store")
+        there = self.store.has(needed)
+        for digest in sorted(needed):
+            if digest not in there or not self.access.may_use(request.tenant, digest):
+                raise BlobMissing(digest, f"the store of tenant {request.tenant}")
         return submission
 
     async def cancel(self, run: RunId) -> None:
-        await self._step(RunCancelled(now_ms(), run))
+        await self._ledger.step(RunCancelled(self.now_ms(), run))
+
+    def items(self, step: StepId) -> Items:
+        """The items of an expanded step."""
+        return self._work.items(step)
+
+    # Workers
 
     async def worker_gone(self, prefix: str) -> None:
         """The process of a local worker, whose id starts with `prefix`, has ended."""
         for worker in [known for known in self.plane.state.workers if known.startswith(prefix)]:
-            await self._step(WorkerGone(now_ms(), worker))
+            await self._ledger.step(WorkerGone(self.now_ms(), worker))
 
     async def sync(self, request: SyncRequest) -> SyncAnswer:
         """Take a worker's report; answer with all that it should be running.
@@ -170,41 +184,48 @@ class Driver:
         self.infos[worker] = request.info
         news = self.signals.worker(worker)
         lacking = self._lacking(request)
-        await self._step(_synced(request))
+        await self._ledger.step(_synced(request, self.now_ms()))
         for step, digest in lacking:
             self._spawn(self._make_again(step, digest))
         settled = [(report.lease, report.task) for report in request.reports]
+        if request.leaving:
+            self._forget(worker)
+            return SyncAnswer(settled=settled)
         deadline = time.monotonic() + min(request.wait_ms, WAIT_LIMIT_MS) / 1000
-        while True:
+        leases = first = self._desired(worker)
+        while not settled and not self.signals.closing:
             news.clear()
-            leases = [] if request.leaving else self._desired(worker)
-            told = {lease.lease for lease in leases} != set(request.running)
-            if settled or told or request.leaving or self.signals.closing:
+            leases = self._desired(worker)
+            if leases != first or {lease.lease for lease in leases} != set(request.running):
                 break
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     await news.wait()
-                    continue
-            break
-        await self._durable()
+            except TimeoutError:
+                break
+        await self._ledger.durable()
         return SyncAnswer(leases=leases, settled=settled)
 
-    def _lacking(self, request: SyncRequest) -> list[tuple[StepId, str]]:
+    def _lacking(self, request: SyncRequest) -> list[tuple[Step, str]]:
         """Steps whose tasks could not run for want of a blob, and which."""
-        wants = self.plane.state.wants
+        state = self.plane.state
         pairs = [
-            (step, report.missing)
+            (state.steps[step], report.missing)
             for report in request.reports
             if report.missing
-            for step in wants.get(TaskId(report.task), ())
+            for step in state.wants.get(TaskId(report.task), ())
         ]
         return list(dict.fromkeys(pairs))
 
-    async def _make_again(self, step: StepId, digest: str) -> None:
-        submission = await asyncio.to_thread(self.submission, run_of(step))
-        reopened = await asyncio.to_thread(self._work.lost, submission, step, digest, now_ms())
-        if reopened is not None:
-            await self._step(reopened)
+    async def _make_again(self, step: Step, digest: str) -> None:
+        def work() -> Event | None:
+            submission = self.submissions.of(step.run)
+            return self._work.lost(submission, step, digest, self.now_ms())
+
+        with contextlib.suppress(SpecError):  # the step itself meets it too, and says so
+            reopened = await asyncio.to_thread(work)
+            if reopened is not None:
+                await self._ledger.step(reopened)
 
     def _desired(self, worker: WorkerId) -> list[LeaseBody]:
         tasks = self.plane.state.tasks
@@ -214,102 +235,87 @@ class Driver:
                 batch_key=lease.batch_key,
                 op=lease.batch_key.split("@", 1)[0],
                 tasks=[
-                    _lease_task(task, tasks[task].spec.pack, tasks[task].spec.line) for task in left
+                    LeaseTask(task=task, pack=tasks[task].spec.pack, line=tasks[task].spec.line)
+                    for task in left
                 ],
             )
             for lease, left in self.plane.desired(worker)
         ]
 
-    async def _step(self, event: Event) -> None:
-        """Step the core; return once the event and what it led to are durable."""
-        decisions = self.plane.step(event)
-        changes = self.plane.state.drain()
-        records = self._codec.encode_many([event, *decisions])
-        rows = statements(event, decisions, changes)
-        self._last = asyncio.wrap_future(self._journal.append(event.at_ms, records, rows))
-        await self._durable()
-        self._since_checkpoint += 1
-        self._perform(changes)
-        if self._since_checkpoint >= CHECKPOINT_RECORDS:
-            self._since_checkpoint = 0
-            self._spawn(self._checkpoint())
+    def _forget(self, worker: WorkerId) -> None:
+        self.infos.pop(worker, None)
+        self.signals.forget_worker(worker)
 
-    async def _durable(self) -> None:
-        """Wait until every record made so far is durable: only then may it be told or done."""
-        try:
-            await asyncio.shield(self._last)
-        except StoreError as error:
-            self._stop(str(error))
-            raise
-
-    async def _checkpoint(self) -> None:
-        """Keep the state, once every record behind it is durable."""
-        state = encode_state(self.plane.state)
-        seq = await asyncio.wrap_future(self._journal.append(now_ms(), self._codec.encode_many([])))
-        await asyncio.wrap_future(self._journal.checkpoint(seq, state, now_ms()))
+    # Performing
 
     def _perform(self, changes: Changes) -> None:
         """Carry out what is durable now. Every part may be done twice."""
-        for lease, _ in (*changes.granted, *changes.ended):
-            self.signals.worker(lease.worker).set()
-        for accepted in changes.accepted:
-            self.signals.worker(accepted.worker).set()
-        touched = {step.run for step in changes.steps.values()} | changes.runs.keys()
-        for run in touched:
+        workers = {lease.worker for lease, _ in (*changes.granted, *changes.ended)}
+        workers |= {accepted.worker for accepted in changes.accepted}
+        for worker in workers.union(changes.trimmed) & self.plane.state.workers.keys():
+            self.signals.worker(worker).set()
+        for run in {step.run for step in changes.steps.values()} | changes.runs.keys():
             self.signals.run_changed(run, settled=run not in self.plane.state.runs)
         self._take_up(changes.steps.values())
 
     def _take_up(self, steps: Iterable[Step]) -> None:
         """Expand and assemble those of `steps` that the core waits for."""
         for step in steps:
-            key = (step.id, step.status)
+            key = (step.id, step.status, step.turn)
             if step.status not in (StepStatus.EXPANDING, StepStatus.ASSEMBLING):
                 continue
             if key not in self._performing:
                 self._performing.add(key)
-                self._spawn(self._do(*key))
+                self._spawn(self._do(step))
 
-    async def _do(self, step: StepId, status: StepStatus) -> None:
-        work: StepFunction
-        work = self._work.expand if status is StepStatus.EXPANDING else self._work.assemble
+    async def _do(self, step: Step) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            loop = asyncio.get_running_loop()
-            event = await loop.run_in_executor(self._threads, self._in_thread, work, step)
-            await self._step(event)
+            event = await loop.run_in_executor(self._threads, self._event_for, step)
+            if event is not None:
+                await self._ledger.step(event)
         finally:
-            self._performing.discard((step, status))
+            self._performing.discard((step.id, step.status, step.turn))
 
-    def _in_thread(self, work: StepFunction, step: StepId) -> Event:
-        return work(self.submission(run_of(step)), step, now_ms())
+    def _event_for(self, step: Step) -> Event | None:
+        """What became of a step's expansion or assembly; None if it was put back meanwhile.
 
-    def items(self, step: StepId) -> Items:
-        """The items of an expanded step."""
-        return self._work.items(step)
-
-    def submission(self, run: RunId) -> Submission:
-        """A run's request and graph, from memory or from the tables."""
-        known = self._submissions.get(run)
-        if known is None:
-            ((request,),) = self.database.read("SELECT request FROM runs WHERE run = ?", (run,))
-            known = Submission.of(CreateRun.model_validate_json(request), self.catalog)
-            self._remember(run, known)
-        return known
-
-    def _remember(self, run: RunId, submission: Submission) -> None:
-        self._submissions[run] = submission
-        if len(self._submissions) > SUBMISSIONS_KEPT:
-            self._submissions.pop(next(iter(self._submissions)))
+        Nothing that a user has written may end the server, so every exception becomes the
+        step's failure. Trouble with the store may pass: it is tried again for a while.
+        """
+        expands = step.status is StepStatus.EXPANDING
+        work = self._work.expand if expands else self._work.assemble
+        for wait_s in (*STORE_RETRIES_S, None):
+            now = self.plane.state.steps.get(step.id)
+            if now is None or (now.turn, now.status) != (step.turn, step.status):
+                return None
+            try:
+                return work(self.submissions.of(step.run), step, self.now_ms())
+            except StoreError as error:
+                message = str(error)
+                if wait_s is None:
+                    break
+                time.sleep(wait_s)
+            except SpecError as error:
+                message = str(error)
+                break
+            except Exception as error:
+                _log.exception("step %s", step.id)
+                message = (
+                    f"the server met an error of its own ({type(error).__name__}); see its log"
+                )
+                break
+        failed: Callable[..., Event] = StepExpanded if expands else StepAssembled
+        return failed(self.now_ms(), step.id, error=message, turn=step.turn)
 
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             deadline_ms = self.plane.next_deadline_ms()
-            if deadline_ms is not None and deadline_ms <= now_ms():
-                await self._step(Tick(now_ms()))
-                lost = self.infos.keys() - self.plane.state.workers.keys()
-                for worker in lost:
-                    del self.infos[worker]
-                    self.signals.forget_worker(worker)
+            if deadline_ms is not None and deadline_ms <= self.now_ms():
+                await self._ledger.step(Tick(self.now_ms()))
+            for worker in self.infos.keys() - self.plane.state.workers.keys():
+                self._forget(worker)
 
     def _spawn(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -320,36 +326,37 @@ class Driver:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the driver failed", exc_info=error)
-            self._stop(f"{type(error).__name__}: {error}")
-
-    def _stop(self, reason: str) -> None:
-        if not self.fatal.done():
-            self.fatal.set_result(reason)
+            self._ledger.stop(f"{type(error).__name__}: {error}")
 
 
-def _synced(request: SyncRequest) -> WorkerSynced:
+def _synced(request: SyncRequest, at_ms: int) -> WorkerSynced:
     info = request.info
-    results = tuple(_task_result(report) for report in request.reports)
     return WorkerSynced(
-        now_ms(),
+        at_ms,
         WorkerId(info.worker),
         info.runtimes,
         info.slots,
         info.usd_per_hour,
         info.warm,
-        results,
+        tuple(_task_result(report) for report in request.reports),
         request.leaving,
     )
 
 
 def _task_result(report: TaskReport) -> TaskResult:
+    """A report that cannot be read is a failure of its task, not of the sync."""
     ended = (LeaseId(report.lease), TaskId(report.task))
-    if report.result is None:
-        failure = Failure(report.kind)
-        return TaskResult(*ended, failure, "", report.message, report.detail, report.seconds)
-    seconds = Result.decode(report.result).usage.seconds
-    return TaskResult(*ended, output=report.result, seconds=seconds)
-
-
-def _lease_task(task: TaskId, pack: str, line: int) -> LeaseTask:
-    return LeaseTask(task=task, pack=pack, line=line)
+    if report.result is not None:
+        try:
+            seconds = Result.decode(report.result).usage.seconds
+        except (msgspec.MsgspecError, RecursionError) as error:
+            message = f"the worker's result cannot be read: {error}"
+            return TaskResult(*ended, Failure.INTERNAL, message=message)
+        if math.isfinite(seconds) and seconds >= 0:
+            return TaskResult(*ended, output=report.result, seconds=seconds)
+        return TaskResult(*ended, Failure.INTERNAL, message=f"a task took {seconds} seconds")
+    if not report.kind:
+        message = "the worker reported neither a result nor a failure"
+        return TaskResult(*ended, Failure.INTERNAL, message=message)
+    failure = Failure(report.kind)
+    return TaskResult(*ended, failure, "", report.message, report.detail, report.seconds)

@@ -46,7 +46,7 @@ class Lineage:
 
     def of_output(self, run: str, output: str, row: int | None, *, down: bool) -> LineageNode:
         """Of a run's named output, or of `<step>.<port>`. Raises NotFound."""
-        graph = self._driver.submission(self._own(run)).graph
+        graph = self._driver.submissions.of(self._own(run)).graph
         if output in graph.outputs:
             step, port = graph.outputs[output].step, graph.outputs[output].port
         else:
@@ -62,11 +62,12 @@ class Lineage:
 
     def of_digest(self, digest: str, row: int | None, *, down: bool) -> LineageNode:
         """Of an artifact by digest, as the tenant's newest run made or used it."""
-        like = digest if "/" in digest else f"{digest}/%"
+        span = (digest, f"{digest}0") if "/" not in digest else (digest, f"{digest}\x00")
         made = self._read(
             "SELECT a.digest, a.step, a.port FROM artifacts a JOIN runs r USING (run)"
-            " WHERE a.digest LIKE ? AND r.tenant = ? ORDER BY r.submitted_ms DESC LIMIT 1",
-            (like, self._tenant),
+            " WHERE a.digest >= ? AND a.digest < ? AND r.tenant = ?"
+            " ORDER BY r.submitted_ms DESC LIMIT 1",
+            (*span, self._tenant),
         )
         if made:
             full, step, port = made[0]
@@ -74,8 +75,9 @@ class Lineage:
             return self._down(place, 0) if down else self._up(place, 0)
         used = self._read(
             "SELECT u.digest, u.source, u.kind, s.run FROM uses u JOIN steps s USING (step)"
-            " JOIN runs r USING (run) WHERE u.digest LIKE ? AND r.tenant = ? LIMIT 1",
-            (like, self._tenant),
+            " JOIN runs r USING (run)"
+            " WHERE u.digest >= ? AND u.digest < ? AND r.tenant = ? LIMIT 1",
+            (*span, self._tenant),
         )
         if not used:
             raise NotFound(f"no run of tenant {self._tenant} has made or used {digest}")
@@ -93,10 +95,7 @@ class Lineage:
     def _node(self, place: Place) -> LineageNode:
         self._left -= 1
         run, step = place.step.split("/", 1)
-        ((op, worker_facts),) = self._read(
-            "SELECT op, json_object('status', status, 'items', items) FROM steps WHERE step = ?",
-            (place.step,),
-        )
+        ((op, count),) = self._read("SELECT op, items FROM steps WHERE step = ?", (place.step,))
         label = f"{step}.{place.port}" + ("" if place.row is None else f" row {place.row}")
         return LineageNode(
             label=label,
@@ -106,7 +105,7 @@ class Lineage:
             step=step,
             port=place.port,
             row=place.row,
-            facts={"operator": op, **json.loads(worker_facts)},
+            facts={"operator": op, "items": count},
         )
 
     def _up(self, place: Place, depth: int) -> LineageNode:

@@ -97,7 +97,7 @@ class LocalWorkers:
             )
 
     async def stop(self) -> None:
-        """End all local workers, those that an earlier server had started too."""
+        """End the workers that we have started; adopted ones leave when no server comes back."""
         for slot in range(self._count):
             process = self._ours.get(slot)
             if process is not None and process.poll() is None:

@@ -4,10 +4,10 @@ import asyncio
 
 from fastapi import APIRouter
 
-from flowmesh.base.errors import BlobMissing, NotFound
+from flowmesh.base.errors import BlobMissing, NotFound, Problem, SpecError
 from flowmesh.base.nearest import nearest
-from flowmesh.server.auth import TheDriver
-from flowmesh.server.driver import Driver, now_ms
+from flowmesh.server.auth import Tenant, TheDriver
+from flowmesh.server.driver import Driver
 from flowmesh.server.submission import artifact
 from flowmesh.wire import ArtifactView, ModelView
 
@@ -28,12 +28,15 @@ async def show_model(name: str, driver: TheDriver) -> ModelView:
 
 
 @routes.put("/{name}")
-async def put_model(name: str, body: ModelView, driver: TheDriver) -> ModelView:
+async def put_model(name: str, body: ModelView, tenant: Tenant, driver: TheDriver) -> ModelView:
     """Name a tree in the store; the name moves if it was in use."""
-    body = body.model_copy(update={"name": name, "added_ms": now_ms()})
+    if body.name != name:
+        raise SpecError(Problem(f"the model is called {body.name!r}, the path says {name!r}"))
+    body = body.model_copy(update={"added_ms": driver.now_ms()})
     address = artifact(body.artifact).address
-    if address not in await asyncio.to_thread(driver.store.has, [address]):
-        raise BlobMissing(address, "the server's store")
+    there = address in await asyncio.to_thread(driver.store.has, [address])
+    if not there or not await asyncio.to_thread(driver.access.may_use, tenant, address):
+        raise BlobMissing(address, f"the store of tenant {tenant}")
     row = (body.name, body.artifact.model_dump_json(), body.source, body.added_ms)
     write = driver.database.write([("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)", row)])
     await asyncio.wrap_future(write)

@@ -65,21 +65,25 @@ def pack(record: object) -> str:
 
 def statements(event: Event, decisions: Sequence[Decision], changes: Changes) -> list[Statement]:
     """All rows that one journal record changes, in order."""
-    return [*_of_event(event, changes), *_of_changes(event.at_ms, decisions, changes)]
+    own = _of_event(event, changes) if changes.heard else ()
+    return [*own, *_of_changes(event.at_ms, decisions, changes)]
 
 
 def _of_event(event: Event, changes: Changes) -> Iterator[Statement]:
     match event:
-        case RunSubmitted() if event.run.id in changes.runs:
+        case RunSubmitted():
             yield from _new_run(event)
-        case StepExpanded() if event.step in changes.steps and event.record:
+        case StepExpanded() if event.record:
             record = msgspec.json.decode(event.record, type=ExpandedRecord)
-            yield "UPDATE steps SET items_blob = ? WHERE step = ?", (record.items_blob, event.step)
+            yield (
+                "UPDATE steps SET items_blob = ?, rows_refused = ? WHERE step = ?",
+                (record.items_blob, event.rows_failed, event.step),
+            )
             for use in record.uses:
                 yield from _use(event.step, use)
             if event.saved_usd:
                 yield _saved(changes.steps[event.step].run, event.saved_usd)
-        case StepAssembled() if event.step in changes.steps and event.record:
+        case StepAssembled() if event.record:
             record_ = msgspec.json.decode(event.record, type=AssembledRecord)
             yield from _assembled(event.step, changes.steps[event.step].run, record_)
 

@@ -21,7 +21,8 @@ VERSION_1 = (
         items INTEGER NOT NULL DEFAULT 0, pending INTEGER NOT NULL DEFAULT 0,
         executed INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0,
         joined INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
-        items_blob TEXT NOT NULL DEFAULT '', outputs TEXT NOT NULL DEFAULT '{}',
+        rows_refused INTEGER NOT NULL DEFAULT 0, items_blob TEXT NOT NULL DEFAULT '',
+        outputs TEXT NOT NULL DEFAULT '{}',
         origins TEXT NOT NULL DEFAULT '{}', settled_ms INTEGER)""",
     "CREATE INDEX steps_by_run ON steps (run, position)",
     # The action cache: what each fingerprint gave, and what that took.

@@ -48,10 +48,6 @@ class Signals:
             if not self._watchers[run]:
                 del self._watchers[run]
 
-    @property
-    def watched(self) -> bool:
-        return bool(self._watchers)
-
     def close(self) -> None:
         """Wake everybody, for the last time."""
         self.closing = True

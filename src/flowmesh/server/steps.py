@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from flowmesh.base.digest import Digest, canonical
-from flowmesh.base.errors import BlobMissing, DigestMismatch, FlowMeshError, StoreError
+from flowmesh.base.errors import BlobMissing, DigestMismatch, LimitExceeded, StoreError
 from flowmesh.base.ids import StepId, TaskId
 from flowmesh.core.events import StepAssembled, StepExpanded, StepReopened
-from flowmesh.core.records import TaskSpec
+from flowmesh.core.records import Step, TaskSpec
 from flowmesh.server import items
 from flowmesh.server.project import AssembledRecord, ExpandedRecord, Use, pack
 from flowmesh.server.submission import Submission, flat, source_name
@@ -31,6 +31,8 @@ from flowmesh.stores.sqlite import Database
 DEFAULT_DOMAIN = "default"
 #: Most items of one step.
 ITEMS_LIMIT = 1_000_000
+#: Largest table whose rows become tasks: it is read whole.
+TABLE_LIMIT_BYTES = 1 << 30
 _PAGE = 500
 
 
@@ -47,31 +49,25 @@ class StepWork:
         self._database = database
         self._store = store
 
-    def expand(
-        self, submission: Submission, step: StepId, at_ms: int
-    ) -> StepExpanded | StepReopened:
-        """A step's items and which of their tasks are done already."""
-        node = submission.node(step)
+    def expand(self, submission: Submission, step: Step, at_ms: int) -> StepExpanded | StepReopened:
+        """A step's items and which of their tasks are done already.
+
+        Raises StoreError where the store has trouble that may pass.
+        """
+        node = submission.node(step.id)
         try:
-            made, skipped = self._upstream(submission, step)
-            if not self._due(submission, node, made, skipped):
-                return StepExpanded(at_ms, step, skipped=True)
+            made, skipped = self._upstream(submission, step.id)
             sources = remaining(node, skipped)
-            if sources is None:
-                return StepExpanded(at_ms, step, skipped=True)
+            if sources is None or not self._due(submission, node, made, skipped):
+                return StepExpanded(at_ms, step.id, skipped=True, turn=step.turn)
             bound = submission.bind(sources, made)
-            rows = self._rows(bound["rows"]) if node.op.grain == "row" else None
-            scope = _scope(submission, step)
-            expansion = expand(node, bound, rows, scope)
+            expansion = expand(node, bound, self._rows(node, bound), _scope(submission, step.id))
         except (BlobMissing, DigestMismatch) as error:
-            return self.lost(submission, step, _digest_of(error), at_ms) or StepExpanded(
-                at_ms, step, error=str(error)
+            return self._mended(submission, step, error, at_ms) or StepExpanded(
+                at_ms, step.id, error=str(error), turn=step.turn
             )
-        except (FlowMeshError, RenderError, ValueError) as error:
-            return StepExpanded(at_ms, step, error=str(error))
-        if len(expansion.items) > ITEMS_LIMIT:
-            message = f"{len(expansion.items)} items are over the limit of {ITEMS_LIMIT} a step"
-            return StepExpanded(at_ms, step, error=message)
+        except (RenderError, LimitExceeded) as error:
+            return StepExpanded(at_ms, step.id, error=str(error), turn=step.turn)
         uses = [
             Use(port, artifact, source_name(source))
             for (port, source), artifact in zip(flat(sources), _flat(bound), strict=True)
@@ -79,41 +75,28 @@ class StepWork:
         return self._expanded(step, at_ms, node, expansion, uses)
 
     def _expanded(
-        self, step: StepId, at_ms: int, node: StepNode, expansion: Expansion, uses: list[Use]
+        self, step: Step, at_ms: int, node: StepNode, expansion: Expansion, uses: list[Use]
     ) -> StepExpanded:
         tasks = list(expansion.actions)
         found, lost = self._found(tasks)
         wanted = [task for task in tasks if task not in found]
         documents = b"".join(canonical(expansion.actions[task]) + b"\n" for task in wanted)
         where = str(self._store.put(documents)) if wanted else ""
-        pure = node.op.determinism(node.params) != "effect"
-        specs = tuple(
-            TaskSpec(
-                id=TaskId(task),
-                batch_key=expansion.keys[task][0],
-                runtime=node.op.runtime,
-                work=expansion.keys[task][1],
-                max_batch=node.op.max_batch,
-                pack=where,
-                line=line,
-                pure=pure,
-            )
-            for line, task in enumerate(wanted)
-        )
         blob = self._store.put(items.encode(expansion))
         refused = expansion.failed
         error = refused[0].message if refused and node.on_error == "fail" else ""
         return StepExpanded(
             at_ms,
-            step,
+            step.id,
             items=len(expansion.items) + len(refused),
             found=len(found),
-            wanted=specs,
+            wanted=_specs(node, expansion, wanted, where),
             rows_failed=len(refused),
             error=error,
             lost=tuple(TaskId(task) for task in lost),
             saved_usd=sum(cached.usd for cached in found.values()),
             record=pack(ExpandedRecord(str(blob), uses)),
+            turn=step.turn,
         )
 
     def _upstream(
@@ -149,9 +132,24 @@ class StepWork:
             counts[name] = None if name in skipped else max(rows.rows, 0) if rows else 0
         return holds(node.when, facts(submission.graph, node, counts))
 
-    def _rows(self, bound: Bound) -> list[dict[str, Any]]:
-        assert isinstance(bound, Artifact), bound
-        return decode_rows(self._store.read(bound.address))
+    def _rows(self, node: StepNode, bound: Mapping[str, Bound]) -> list[dict[str, Any]] | None:
+        """The rows that a row operator works on. Raises LimitExceeded if they are too many."""
+        if node.op.grain == "whole":
+            return None
+        table = bound["rows"]
+        assert isinstance(table, Artifact), table
+        if table.address.size_bytes > TABLE_LIMIT_BYTES:
+            raise LimitExceeded(
+                f"{node.name} has a table of {table.address.size_bytes} bytes; "
+                f"the limit is {TABLE_LIMIT_BYTES}"
+            )
+        rows = decode_rows(self._store.read(table.address))
+        count = len(rows) * node.op.samples(node.params)
+        if count > ITEMS_LIMIT:
+            raise LimitExceeded(
+                f"{node.name} has {count} items (rows times samples); the limit is {ITEMS_LIMIT}"
+            )
+        return rows
 
     def cached(self, tasks: Sequence[str]) -> dict[str, Cached]:
         """What the action cache holds of `tasks`."""
@@ -179,39 +177,46 @@ class StepWork:
         return cached, lost
 
     def assemble(
-        self, submission: Submission, step: StepId, at_ms: int
+        self, submission: Submission, step: Step, at_ms: int
     ) -> StepAssembled | StepReopened:
-        """A step's output artifacts, from the results of its tasks."""
-        node = submission.node(step)
+        """A step's output artifacts, from the results of its tasks. Raises StoreError."""
+        node = submission.node(step.id)
         try:
             if node.op.grain == "whole":
-                record = self._whole(step)
+                record = self._whole(step.id)
             else:
-                record = self._assembled(submission, step, node)
+                record = self._assembled(step.id, node)
         except (BlobMissing, DigestMismatch) as error:
-            return self.lost(submission, step, _digest_of(error), at_ms) or StepAssembled(
-                at_ms, step, error=str(error)
+            return self._mended(submission, step, error, at_ms) or StepAssembled(
+                at_ms, step.id, error=str(error), turn=step.turn
             )
-        except (FlowMeshError, ValueError) as error:
-            return StepAssembled(at_ms, step, error=str(error))
-        return StepAssembled(at_ms, step, record=pack(record))
+        return StepAssembled(at_ms, step.id, record=pack(record), turn=step.turn)
+
+    def _mended(
+        self, submission: Submission, step: Step, error: BlobMissing | DigestMismatch, at_ms: int
+    ) -> StepReopened | None:
+        digest = error.want if isinstance(error, DigestMismatch) else error.digest
+        return self.lost(submission, step, str(digest), at_ms)
 
     def lost(
-        self, submission: Submission, step: StepId, digest: str, at_ms: int
+        self, submission: Submission, step: Step, digest: str, at_ms: int
     ) -> StepReopened | None:
-        """Have a blob that `step` needs made again; None for one that came from outside.
+        """Have a blob that `step` needs made again.
 
         What another step of the run made, that step makes again; what belongs to the step
-        itself (its items, documents, results) comes back with its own expansion.
+        itself (its items, documents, results) comes back with its own expansion. None for
+        what came from outside, and for a blob that is there after all.
         """
-        made, _ = self._upstream(submission, step)
+        address = Digest.parse(digest)
+        made, _ = self._upstream(submission, step.id)
         makers = [source.step for source, artifact in made.items() if artifact.digest == digest]
-        outside = {str(artifact.address) for artifact in submission.artifacts()}
-        if not makers and digest in outside:
+        outside = {artifact.address for artifact in submission.artifacts()}
+        if address in self._store.has([address]) or (not makers and address in outside):
             return None
-        run, own = step.split("/", 1)
+        run, own = step.id.split("/", 1)
         maker = StepId(f"{run}/{makers[0] if makers else own}")
-        return StepReopened(at_ms, maker, f"{digest} was lost from the store again and again")
+        message = f"{digest} was lost from the store again and again"
+        return StepReopened(at_ms, maker, message, step.id, step.turn)
 
     def items(self, step: StepId) -> items.Items:
         ((blob,),) = self._database.read("SELECT items_blob FROM steps WHERE step = ?", (step,))
@@ -226,7 +231,7 @@ class StepWork:
         origins = {port: made.digest for port, made in hit.result.origins.items()}
         return AssembledRecord(hit.result.outputs, origins)
 
-    def _assembled(self, submission: Submission, step: StepId, node: StepNode) -> AssembledRecord:
+    def _assembled(self, step: StepId, node: StepNode) -> AssembledRecord:
         known = self.items(step)
         ((digest,),) = self._database.read(
             "SELECT digest FROM uses WHERE step = ? AND port = 'rows'", (step,)
@@ -265,8 +270,24 @@ class StepWork:
         return Artifact("table", str(digest), len(rows), columns)
 
 
-def _digest_of(error: BlobMissing | DigestMismatch) -> str:
-    return str(error.want if isinstance(error, DigestMismatch) else error.digest)
+def _specs(
+    node: StepNode, expansion: Expansion, wanted: Sequence[str], where: str
+) -> tuple[TaskSpec, ...]:
+    """Of the tasks whose documents are the lines of the pack `where`."""
+    pure = node.op.determinism(node.params) != "effect"
+    return tuple(
+        TaskSpec(
+            id=TaskId(task),
+            batch_key=expansion.keys[task][0],
+            runtime=node.op.runtime,
+            work=expansion.keys[task][1],
+            max_batch=node.op.max_batch,
+            pack=where,
+            line=line,
+            pure=pure,
+        )
+        for line, task in enumerate(wanted)
+    )
 
 
 def _gone(task: str) -> StoreError:

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from flowmesh.base.errors import NotFound
-from flowmesh.base.ids import RunId, StepId
-from flowmesh.server.driver import Driver, now_ms
+from flowmesh.base.errors import NotFound, Problem, SpecError
+from flowmesh.base.ids import RunId
+from flowmesh.server.driver import Driver
 from flowmesh.server.steps import decode_outputs
 from flowmesh.server.submission import view_of
 from flowmesh.spec.nodes import Graph
@@ -14,7 +14,10 @@ from flowmesh.wire import ArtifactView, RowFailure, RunPage, RunView, StepView, 
 FAILURES_SHOWN = 20
 
 _RUN = "run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd"
-_STEP = "step, name, op, status, message, items, pending, executed, reused, joined, failed, outputs"
+_STEP = (
+    "step, name, op, status, message, items, pending, executed, reused, joined, failed,"
+    " rows_refused, outputs"
+)
 
 
 class Views:
@@ -27,24 +30,24 @@ class Views:
         rows = self._read(f"SELECT {_RUN} FROM runs WHERE run = ? AND tenant = ?", (run, tenant))
         if not rows:
             raise NotFound(f"tenant {tenant} has no run {run}; `flowmesh runs` lists those it has")
-        view = _run_view(rows[0])
+        view = _run_view(rows[0], self._driver.now_ms())
         steps = self._read(f"SELECT {_STEP} FROM steps WHERE run = ? ORDER BY position", (run,))
         view.steps = [_step_view(row) for row in steps]
         view.tasks = _total(view.steps)
         if view.status == "succeeded":
-            view.outputs = _named_outputs(self._driver.submission(run).graph, view.steps)
+            view.outputs = _named_outputs(self._driver.submissions.of(run).graph, view.steps)
         view.failures = self._failures(run)
         return view
 
     def runs(self, tenant: str | None, limit: int, after: str | None) -> RunPage:
         """Runs from the newest on, without their steps; `after` is a page's `next`."""
-        when, last = (after or "").split(":", 1) if after else (str(2**62), "")
+        when, last = _page(after)
         found = self._read(
             f"SELECT {_RUN} FROM runs WHERE (submitted_ms, run) < (?, ?)"
             " AND (? IS NULL OR tenant = ?) ORDER BY submitted_ms DESC, run DESC LIMIT ?",
-            (int(when), last, tenant, tenant, limit + 1),
+            (when, last, tenant, tenant, limit + 1),
         )
-        views = [_run_view(row) for row in found[:limit]]
+        views = [_run_view(row, self._driver.now_ms()) for row in found[:limit]]
         for view in views:
             counts = self._read(
                 "SELECT sum(executed), sum(reused), sum(joined), sum(failed), sum(pending)"
@@ -57,37 +60,50 @@ class Views:
         return RunPage(runs=views, next=token)
 
     def _failures(self, run: RunId) -> list[RowFailure]:
+        """The first failed rows: those whose task failed, and those that became none."""
         found = self._read(
             "SELECT f.step, f.task, f.kind, f.message, f.detail, s.name FROM failures f"
             " JOIN steps s USING (step) WHERE s.run = ? ORDER BY s.position, f.at_ms LIMIT ?",
             (run, FAILURES_SHOWN),
         )
-        failed = [
-            RowFailure(step=name, row=row, sample=sample, kind=kind, message=message, detail=detail)
-            for step, task, kind, message, detail, name in found
-            for row, sample in self._rows_of(step, task)
-        ]
-        return [*failed, *self._refused(run)][:FAILURES_SHOWN]
-
-    def _rows_of(self, step: StepId, task: str) -> list[tuple[int, int]]:
-        items = self._driver.items(step).items
-        return [(item.row, item.sample) for item in items if item.task == task]
-
-    def _refused(self, run: RunId) -> list[RowFailure]:
-        """Rows of which no task could be made, in steps that have something wrong."""
-        found = self._read(
-            "SELECT step, name FROM steps WHERE run = ? AND items_blob != ''"
-            " AND items > executed + reused + joined + failed + pending",
+        refusing = self._read(
+            "SELECT step, name FROM steps WHERE run = ? AND rows_refused > 0 ORDER BY position",
             (run,),
         )
-        return [
-            RowFailure(step=name, row=row, sample=sample, kind="input", message=message)
-            for step, name in found
-            for row, sample, message in self._driver.items(step).refused
+        steps = dict.fromkeys([*(row[0] for row in found), *(step for step, _ in refusing)])
+        items = {step: self._driver.items(step) for step in steps}
+        failed = [
+            RowFailure(
+                step=name,
+                row=item.row,
+                sample=item.sample,
+                kind=kind,
+                message=message,
+                detail=detail,
+            )
+            for step, task, kind, message, detail, name in found
+            for item in items[step].items
+            if item.task == task
         ]
+        refused = [
+            RowFailure(step=name, row=row, sample=sample, kind="input", message=message)
+            for step, name in refusing
+            for row, sample, message in items[step].refused[:FAILURES_SHOWN]
+        ]
+        return [*failed, *refused][:FAILURES_SHOWN]
 
 
-def _run_view(row: tuple[Any, ...]) -> RunView:
+def _page(after: str | None) -> tuple[int, str]:
+    """Where a page begins, from the `next` of the one before."""
+    if after is None:
+        return 2**62, ""
+    when, _, last = after.partition(":")
+    if not when.isdecimal() or not last:
+        raise SpecError(Problem(f"{after[:80]!r} is not what a page gave as its `next`"))
+    return int(when), last
+
+
+def _run_view(row: tuple[Any, ...], now_ms: int) -> RunView:
     run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd = row
     return RunView(
         run=run,
@@ -97,7 +113,7 @@ def _run_view(row: tuple[Any, ...]) -> RunView:
         message=message,
         submitted_ms=submitted_ms,
         settled_ms=settled_ms,
-        seconds=((settled_ms or now_ms()) - submitted_ms) / 1000,
+        seconds=((settled_ms or now_ms) - submitted_ms) / 1000,
         batches=batches,
         cost_usd=usd,
         saved_usd=saved_usd,
@@ -105,7 +121,8 @@ def _run_view(row: tuple[Any, ...]) -> RunView:
 
 
 def _step_view(row: tuple[Any, ...]) -> StepView:
-    _, name, op, status, message, items, pending, executed, reused, joined, failed, outputs = row
+    _, name, op, status, message, items, pending, *counts, rows_refused, outputs = row
+    executed, reused, joined, failed = counts
     tasks = _counts(executed, reused, joined, failed, pending)
     return StepView(
         step=name,
@@ -115,6 +132,7 @@ def _step_view(row: tuple[Any, ...]) -> StepView:
         items=items,
         done=tasks.total - pending,
         tasks=tasks,
+        rows_refused=rows_refused,
         outputs={port: view_of(made) for port, made in decode_outputs(outputs).items()},
     )
 
