@@ -83,6 +83,7 @@ def limits() -> str:
         ("combinations of one matrix", f"{workflow.MATRIX_LIMIT:,}"),
         ("length of a name", "63 characters"),
         ("length of a template", f"{templates.TEMPLATE_LIMIT:,} characters"),
+        ("steps of work of one rendering", f"{templates.STEPS_LIMIT:,}"),
         ("text that one template gives", f"{templates.TEXT_LIMIT:,} characters"),
         ("length of a condition", f"{templates.CONDITION_LIMIT:,} characters"),
         ("items (rows times samples) of one step", f"{ITEMS_LIMIT:,}"),

@@ -72,10 +72,9 @@ def main() -> int:
         again = alice.submit(workflow, parameters={"samples": 4}).wait()
         took_s = time.monotonic() - start
         say(f"\nThe same once more: {again.tasks.executed} tasks executed, {took_s:.1f} s.")
-        say("\nWhere does row 0 of alice's pairs come from?")
-        say(
-            f"  .venv/bin/flowmesh lineage {first.id}:pairs --row 0 --tenant alice --home {HOME.name}"
-        )
+        say("\nWhere does the first judged answer come from?")
+        place = f"{first.id}:judged --row 0 --tenant alice --home {HOME.name}"
+        say(f"  .venv/bin/flowmesh lineage {place}")
     return 0
 
 

@@ -86,8 +86,8 @@ def up(
               help="Batches at one time.")  # fmt: skip
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), hidden=True,
               help="The server's store, where it is on this machine.")  # fmt: skip
-@click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True), hidden=True,
-              help="Leave after so many seconds without a server.")  # fmt: skip
+@click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True),
+              help="Leave after so many seconds without a server; never by default.")  # fmt: skip
 @process
 def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **options: Any) -> None:
     """Work for a server.
@@ -99,7 +99,7 @@ def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **opt
 
     \b
     Exit status: 0 stopped, 2 wrong settings or refused by the server,
-                 3 the server cannot be reached.
+                 3 no server for as long as --exit-when-orphaned says.
 
     \b
     Example: flowmesh worker --server http://10.0.0.5:8420 --token SECRET
