@@ -20,7 +20,7 @@ demo: $(READY) ## Run examples/quickstart.yaml on a real model, with nothing to 
 test: $(READY) ## Run the tests (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
-test-slow: $(READY) ## Run the long tests: 10,000 seeds, 100 kills, mutants
+test-slow: $(READY) ## Run the long tests: 10,000 seeds, 100 kills of the demo
 	SIM_SEEDS=10000 $(BIN)/python -m pytest tests/simulation
 	$(BIN)/python -m pytest -m slow
 

@@ -281,7 +281,7 @@ def test_words_from_elsewhere_do_not_steer_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amount", "text"), [(0, "$0.00"), (0.000123456, "$0.000123"), (12.3456, "$12.35")]
+    ("amount", "text"), [(0, "$0.00"), (0.000123456, "$0.00012"), (12.3456, "$12.35")]
 )
 def test_money(amount: float, text: str) -> None:
     assert usd(amount) == text

@@ -77,7 +77,7 @@ def _cell(value: object) -> str:
 
 def usd(amount: float) -> str:
     """Money: cents for what costs cents, more digits for less."""
-    return f"${amount:.2f}" if amount >= 1 or amount == 0 else f"${amount:.3g}"
+    return f"${amount:.2f}" if amount >= 1 or amount == 0 else f"${amount:.5f}"
 
 
 def size(size_bytes: int) -> str:
