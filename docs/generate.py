@@ -20,7 +20,8 @@ from flowmesh.operators.catalog import BUILT_IN
 from flowmesh.operators.sql import MEMORY_LIMIT
 from flowmesh.runtimes.python_process import ANSWER_LIMIT_BYTES
 from flowmesh.server.blobs import BLOB_LIMIT_BYTES
-from flowmesh.server.steps import ITEMS_LIMIT
+from flowmesh.server.driver import OPEN_RUNS_LIMIT
+from flowmesh.server.steps import ITEMS_LIMIT, TABLE_LIMIT_BYTES
 from flowmesh.spec import document, templates, workflow
 from flowmesh.spec import operator as contract
 from flowmesh.spec.schema import json_schema
@@ -86,7 +87,9 @@ def limits() -> str:
         ("steps of work of one rendering", f"{templates.STEPS_LIMIT:,}"),
         ("text that one template gives", f"{templates.TEXT_LIMIT:,} characters"),
         ("length of a condition", f"{templates.CONDITION_LIMIT:,} characters"),
+        ("table whose rows become tasks", f"{TABLE_LIMIT_BYTES >> 30} GiB"),
         ("items (rows times samples) of one step", f"{ITEMS_LIMIT:,}"),
+        ("open runs of one tenant", f"{OPEN_RUNS_LIMIT:,}"),
         ("memory of one SQL query", MEMORY_LIMIT),
         ("answer of one call of a Python function", f"{ANSWER_LIMIT_BYTES:,} bytes"),
         ("one blob sent over HTTP", f"{BLOB_LIMIT_BYTES >> 30} GiB"),

@@ -1,6 +1,7 @@
 """The server over HTTP, in process, with no workers but those that a test plays."""
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,28 +10,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from flowmesh.base.digest import Digest
 from flowmesh.base.errors import StoreError
-from flowmesh.server.app import ServerSettings, create_app
 from flowmesh.spec.action import Result
-from flowmesh.spec.table import encode_rows
 from support.fabric import until
+from support.serving import DOCUMENT, ROWS, leased, put, request, serving, status, sync, work
 
 TOKEN = "long-and-random"
-ROWS = encode_rows([{"q": "a"}, {"q": "b"}])
-DOCUMENT = json.dumps(
-    {
-        "flowmesh": 1,
-        "inputs": {"rows": {"type": "table"}},
-        "steps": {"told": {"op": "render", "rows": "${inputs.rows}", "template": "{{ q }}"}},
-        "outputs": {"told": "${steps.told}"},
-    }
-)
-
-
-def serving(home: Path, token: str | None = None) -> TestClient:
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    return TestClient(create_app(ServerSettings(home, token=token)), headers=headers)
 
 
 @pytest.fixture
@@ -43,50 +28,6 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 def guarded(tmp_path: Path) -> Iterator[TestClient]:
     with serving(tmp_path, TOKEN) as started:
         yield started
-
-
-def put(client: TestClient, data: bytes, tenant: str = "default") -> str:
-    digest = Digest.of(data)
-    headers = {"x-flowmesh-tenant": tenant}
-    answer = client.put(f"/v1/blobs/{digest.hash}", content=data, headers=headers)
-    assert answer.json() == {"digest": str(digest)}
-    return str(digest)
-
-
-def request(key: str = "k", tenant: str = "default", **changes: Any) -> dict[str, Any]:
-    rows = {"kind": "table", "digest": str(Digest.of(ROWS)), "rows": 2, "columns": ["q"]}
-    body = {"document": DOCUMENT, "key": key, "tenant": tenant, "inputs": {"rows": rows}}
-    return {**body, **changes}
-
-
-def sync(client: TestClient, reports: list[dict[str, Any]], **info: Any) -> Any:
-    told = {"worker": "w", "host": "h", "runtimes": ["tables"], **info}
-    body = {"info": told, "reports": reports}
-    return client.post("/v1/sync", json=body)
-
-
-def leased(client: TestClient) -> tuple[int, list[str]]:
-    """Be a worker until there is a lease: its number and its tasks."""
-    held: list[Any] = []
-
-    def asked() -> bool:
-        held[:] = sync(client, []).json()["leases"]
-        return bool(held)
-
-    until(asked, "a lease")
-    return held[0]["lease"], [task["task"] for task in held[0]["tasks"]]
-
-
-def work(client: TestClient) -> None:
-    """Do what there is to do, as a worker."""
-    done = Result(rows=[{"text": "x"}]).encode()
-    for lease in sync(client, []).json()["leases"]:
-        ends = {"lease": lease["lease"], "result": done}
-        sync(client, [{**ends, "task": task["task"]} for task in lease["tasks"]])
-
-
-def status(client: TestClient, run: str) -> str:
-    return str(client.get(f"/v1/runs/{run}").json()["status"])
 
 
 def test_a_run_by_hand(client: TestClient) -> None:
@@ -202,6 +143,16 @@ def test_wrong_requests_are_told_so(client: TestClient, path: str, code: int) ->
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+def test_a_tenant_has_so_many_open_runs_and_no_more(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowmesh.server.driver.OPEN_RUNS_LIMIT", 2)
+    put(client, ROWS)
+    codes = [client.post("/v1/runs", json=request(f"k{n}")).status_code for n in range(3)]
+    assert codes == [201, 201, 413]
+    assert client.post("/v1/runs", json=request("k0", tenant="other")).status_code == 201
+
+
 def test_an_error_of_our_own_fails_the_step_and_not_the_server(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +173,6 @@ def test_a_run_whose_document_is_refused_by_now_fails_alone(tmp_path: Path) -> N
     with serving(tmp_path) as client:
         put(client, ROWS)
         run = client.post("/v1/runs", json=request()).json()["run"]
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "journal.db") as database:
         database.execute("UPDATE runs SET request = replace(request, 'render', 'rendre')")
     database.close()

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from flowmesh.base.errors import BlobMissing, Conflict, SpecError, StoreError
-from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
+from flowmesh.base.errors import BlobMissing, Conflict, LimitExceeded, SpecError, StoreError
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
 from flowmesh.core.events import (
     Event,
     PlaneStarted,
@@ -51,6 +51,8 @@ from flowmesh.wire import (
 
 STEP_THREADS = 2
 TICK_S = 0.5
+#: Runs of one tenant that have not settled.
+OPEN_RUNS_LIMIT = 1_000
 #: Well under the time after which a silent worker is lost.
 WAIT_LIMIT_MS = 10_000
 #: Seconds before each further attempt at a step that the store's trouble has cut short.
@@ -128,6 +130,7 @@ class Driver:
             SpecError: the document is wrong.
             BlobMissing: inputs were not put, or are not the tenant's.
             Conflict: the key belongs to another request.
+            LimitExceeded: the tenant has too many open runs.
         """
         if self._is_known(run, request):
             return False
@@ -135,6 +138,7 @@ class Driver:
         if run in self.plane.state.runs or run in self.plane.state.settled_ms:
             await self._ledger.durable()
             return not self._is_known(run, request)
+        self._check_room(request.tenant)
         at_ms = self.now_ms()
         weight = self._weights.get(request.tenant, 1.0)
         core_run, steps = submission.core_run(run, at_ms, weight)
@@ -145,6 +149,14 @@ class Driver:
         self.submissions.keep(run, submission)
         await self._ledger.step(RunSubmitted(at_ms, core_run, steps, record))
         return True
+
+    def _check_room(self, tenant: str) -> None:
+        known = self.plane.state.tenants.get(TenantId(tenant))
+        if known is not None and known.open_runs >= OPEN_RUNS_LIMIT:
+            raise LimitExceeded(
+                f"tenant {tenant} has {known.open_runs} open runs, the limit; "
+                "wait for some to end, or cancel them"
+            )
 
     def _is_known(self, run: RunId, request: CreateRun) -> bool:
         found = self.database.read("SELECT request FROM runs WHERE run = ?", (run,))
