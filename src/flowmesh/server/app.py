@@ -282,6 +282,7 @@ class _Process:
         with os.fdopen(handle, "w") as file:
             json.dump(facts, file)
         fresh.replace(path)
+        _log.info("taking work at %s", self.url)
 
     def _withdraw(self) -> None:
         path = self.settings.home / "server.json"
