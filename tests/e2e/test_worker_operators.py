@@ -49,7 +49,7 @@ async def test_tables_and_functions(server: FakeServer, tmp_path: Path) -> None:
     query = action(TRANSFORM, {"tables": {"t": table}}, sql="SELECT sum(n) AS s FROM t")
     file = Artifact("file", str(server.put(b"def double(row):\n    return {'d': row['n'] * 2}\n")))
     plain = action(PYTHON, {"file": file}, function="double")
-    call = replace(plain, params={**plain.params, "row": {"n": 4}})
+    call = replace(plain, params={**plain.params, "row": '{"n": 4}'})
     [summed] = await server.results(*await server.grant(1, query))
     [called] = await server.results(*await server.grant(2, call))
     assert server.blobs[summed.outputs["rows"].address.hash] == b'{"s":3}\n'

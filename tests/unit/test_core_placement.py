@@ -187,6 +187,7 @@ def test_a_batch_that_fails_as_a_whole_is_halved_until_the_guilty_stands_alone(
     sizes = []
     running = bench.sync()
     while bench.status("a") is RunStatus.RUNNING:
+        assert len(sizes) < 50, sizes
         batch = list(running[0])
         sizes.append(len(batch))
         guilty = "x003" in batch

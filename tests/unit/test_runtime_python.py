@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from flowmesh.operators.catalog import catalog
 from flowmesh.runtimes.base import Done, Failed, FailureKind, Outcome, Work
 from flowmesh.runtimes.python import open_python
+from flowmesh.runtimes.python_process import FunctionProcess, TookTooLong
 from flowmesh.spec.action import Action
 from support.blobs import DirBlobs
 
@@ -115,7 +117,10 @@ def works(
     checked = operator.params.model_validate(params)
     inputs = {"file": blobs.put_file(source)}
     return [
-        Work(f"task-{n}", Action("python", 1, operator.task(checked, {}, 0) | {"row": row}, inputs))
+        Work(
+            f"task-{n}",
+            Action("python", 1, operator.task(checked, {}, 0) | {"row": json.dumps(row)}, inputs),
+        )
         for n, row in enumerate(rows)
     ]
 
@@ -306,3 +311,31 @@ def test_a_function_of_a_table(blobs: DirBlobs) -> None:
 def test_a_function_of_a_table_returns_a_list(blobs: DirBlobs) -> None:
     said = refusal(table_call(blobs, [{"x": 1}], function="drop")).message
     assert said == "drop() returned None; expected a list of dicts, the rows of the new table"
+
+
+@pytest.mark.parametrize(("effect", "calls"), [("pure", 3), ("act", 2)])
+def test_what_acts_on_the_world_is_called_once_though_its_process_dies(
+    blobs: DirBlobs, tmp_path: Path, effect: str, calls: int
+) -> None:
+    source = """
+import os
+def act(row, log):
+    with open(log, "a") as file:
+        file.write(f"{row['n']}\\n")
+    if row["n"] == 1:
+        os._exit(3)
+    return {}
+"""
+    log = tmp_path / "log"
+    params = {"source": source, "function": "act", "args": {"log": str(log)}, "effect": effect}
+    first, second = call(blobs, [{"n": 0}, {"n": 1}], **params)
+    assert isinstance(first, Done) and isinstance(second, Failed)
+    assert len(log.read_text().split()) == calls
+
+
+def test_a_process_that_does_not_even_read_is_over_its_time(tmp_path: Path) -> None:
+    process = FunctionProcess(tmp_path)
+    os.kill(process._process.pid, signal.SIGSTOP)
+    with pytest.raises(TookTooLong):
+        process.ask({"row": "x" * 1_000_000}, timeout_s=0.2)
+    process.close()

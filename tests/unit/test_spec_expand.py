@@ -1,5 +1,6 @@
 """From a step to tasks and back to tables, by example; the laws are in `properties`."""
 
+import json
 from collections.abc import Iterator
 from textwrap import dedent
 from typing import Any
@@ -106,7 +107,9 @@ def test_an_operator_sees_the_columns_it_asks_for(columns: str, row: dict[str, A
     made = expanded(step, {"q": 1, "p": 2})
     ((task, action),) = made.actions.items()
     assert made.keys[task] == ("script@1", 1.0)
-    assert action["params"] == ({} if row is None else {"row": row})
+    assert action["params"] == (
+        {} if row is None else {"row": json.dumps(row, separators=(",", ":"))}
+    )
     assert action["inputs"] == {"file": {"kind": "file", "digest": SCRIPT.digest}}
 
 
@@ -202,3 +205,10 @@ def test_every_reference_within_the_schema_leads_somewhere() -> None:
     assert found
     for reference in found:
         assert reference.removeprefix("#/$defs/") in schema["$defs"]
+
+
+def test_a_function_sees_numbers_as_they_were_written() -> None:
+    step = node("op: script, rows: '${inputs.rows}', file: f.py")
+    made = expanded(step, {"q": 1.0}, {"q": 1})
+    (one, other) = (made.actions[item.task]["params"]["row"] for item in made.items)
+    assert (one, other) == ('{"q":1.0}', '{"q":1}')

@@ -21,7 +21,11 @@ _USD = click.option(
     type=click.FloatRange(min=0),
     help="What a worker's machine costs.",
 )
-_MEMORY = click.option("--memory", type=Size(), help="Most memory of a worker, as 4GB.")
+_MEMORY = click.option(
+    "--memory",
+    type=Size(),
+    help="Most memory of a worker, as 4GB; most of the machine's, shared, if not given.",
+)
 
 
 @click.command()
@@ -105,7 +109,7 @@ def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **opt
     Example: flowmesh worker --server http://10.0.0.5:8420 --token SECRET
     """
     from flowmesh.worker.agent import run_worker
-    from flowmesh.worker.settings import WorkerSettings
+    from flowmesh.worker.settings import WorkerSettings, most_memory_bytes
 
     _log_to_stderr()
     source = click.get_current_context().get_parameter_source("home")
@@ -115,7 +119,7 @@ def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **opt
         server=app.server,
         home=(app.home if chosen else app.home / "worker").absolute(),
         token=app.token,
-        memory_bytes=memory or 0,
+        memory_bytes=memory if memory is not None else most_memory_bytes(),
         exit_when_orphaned_s=exit_when_orphaned,
         **options,
     )

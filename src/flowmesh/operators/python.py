@@ -66,8 +66,9 @@ class PythonParams(PythonTableParams):
 
 
 def _task(params: PythonTableParams, rendered: Mapping[str, Any], sample: int) -> dict[str, Any]:
-    # What it sees is in the row, and what it does to the world decides about sharing only.
-    return params.model_dump(exclude={"columns", "effect"})
+    # What it sees is in the row. Whether it acts decides how often it may be called.
+    task = params.model_dump(exclude={"columns", "effect"})
+    return {**task, "act": True} if params.effect == "act" else task
 
 
 def _sees(params: PythonParams) -> Columns:

@@ -41,6 +41,11 @@ def _adds(params: RenderParams) -> Columns:
     return (params.into,) if params.columns is None else tuple(params.columns)
 
 
+def _shape(params: RenderParams, rows: list[dict[str, Any]], sample: int) -> list[dict[str, Any]]:
+    """Columns in the order in which they were written: a task knows none."""
+    return [{name: row[name] for name in _adds(params) or ()} for row in rows]
+
+
 RENDER = Operator(
     name="render",
     version=1,
@@ -52,6 +57,7 @@ RENDER = Operator(
     entry="flowmesh.runtimes.render:open_render",
     templated=("columns", "template"),
     task=_task,
+    shape=_shape,
     adds=_adds,
     max_batch=256,
 )

@@ -5,6 +5,7 @@ the process costs only itself: the next one gets a new process, and a row that f
 want of memory, or by the death of a process that others had used, is tried in a new one.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,8 @@ class PythonEngine:
         request = {"args": params["args"], "seed": work.task}
         try:
             if work.action.op == "python":
-                answer = function.call({**request, "row": params["row"]}, params["timeout_s"])
+                request["row"] = json.loads(params["row"])
+                answer = function.call(request, params["timeout_s"])
                 return Done(work.task, Result(rows=answer["rows"]))
             table = self._blobs.path(_artifact(work.action, "rows").address)
             out = self._blobs.scratch() / "out.jsonl"
@@ -81,6 +83,8 @@ class Function:
         self._source = blobs.path(_artifact(action, "file").address)
         self._name: str = action.params["function"]
         self._memory_mb: int = action.params["memory_mb"]
+        #: It changes the world, so a call that went wrong is not made again here.
+        self._acts: bool = action.params.get("act", False)
         self._home: Path = blobs.scratch()
         self._process: FunctionProcess | None = None
         #: Why the file can not be loaded: as true for the next row as for this one.
@@ -98,12 +102,12 @@ class Function:
             raise self._over_time(f"{self._name}()", timeout_s) from None
         except ProcessEnded as ended:
             self.close()
-            if not fresh:
+            if not fresh and not self._acts:
                 return self.call(request, timeout_s)
             raise CallFailed(f"{self._name}() {ended}", process.printed) from None
         if "memory" in answer:
             self.close()
-            if not fresh:
+            if not fresh and not self._acts:
                 return self.call(request, timeout_s)
             raise self._over_memory(f"{self._name}()")
         if "failed" in answer:

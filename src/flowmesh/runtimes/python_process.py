@@ -49,6 +49,7 @@ class FunctionProcess:
         self._stdout = self._process.stdout.fileno()
         self._stderr = self._process.stderr.fileno()
         self._selector = selectors.DefaultSelector()
+        os.set_blocking(self._stdin.fileno(), False)
         for pipe in (self._stdout, self._stderr):
             os.set_blocking(pipe, False)
             self._selector.register(pipe, selectors.EVENT_READ)
@@ -66,11 +67,8 @@ class FunctionProcess:
         """
         deadline = time.monotonic() + timeout_s
         self._printed = b""
-        try:
-            self._stdin.write(json.dumps(request).encode() + b"\n")
-            self._stdin.flush()
-        except BrokenPipeError:
-            raise ProcessEnded(self._ending()) from None
+        unsent = memoryview(json.dumps(request).encode() + b"\n")
+        self._selector.register(self._stdin, selectors.EVENT_WRITE)
         answer = bytearray()
         while not answer.endswith(b"\n"):
             ready = self._selector.select(max(0.0, deadline - time.monotonic()))
@@ -79,8 +77,23 @@ class FunctionProcess:
             if len(answer) > ANSWER_LIMIT_BYTES:
                 raise ProcessEnded(f"returned over {ANSWER_LIMIT_BYTES:,} bytes")
             for key, _ in ready:
-                self._read(key.fd, answer)
+                if key.fileobj is self._stdin:
+                    unsent = self._write(unsent)
+                else:
+                    self._read(key.fd, answer)
         return self._parsed(answer)
+
+    def _write(self, unsent: memoryview) -> memoryview:
+        """Send as much of a request as the pipe takes; what is left of it."""
+        try:
+            sent = os.write(self._stdin.fileno(), unsent)
+        except BlockingIOError:
+            sent = 0
+        except BrokenPipeError:
+            raise ProcessEnded(self._ending()) from None
+        if sent == len(unsent):
+            self._selector.unregister(self._stdin)
+        return unsent[sent:]
 
     def close(self) -> None:
         """Kill whatever is left of the process and all that it started."""

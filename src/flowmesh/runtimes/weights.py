@@ -219,12 +219,20 @@ def refusing_model() -> Iterator[None]:
     try:
         with memory_errors():
             yield
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
+    except OSError as error:
+        if error.errno is not None:  # of the machine: a full disk, too many files
+            raise
+        raise _refused(error) from error
     except Exception as error:
         # Loaders raise whatever the damage leads to; all of it is the model's fault.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelRefused(f"the model can not be loaded: {reason}") from error
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> ModelRefused:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ModelRefused(f"the model can not be loaded: {reason}")
 
 
 def _ids(value: int | Iterable[int] | None) -> set[int]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from flowmesh.base.errors import (
     AccessDenied,
+    Conflict,
     FlowMeshError,
     LimitExceeded,
     NotFound,
@@ -53,6 +54,7 @@ class Refused(FlowMeshError):
 
 _ERRORS: Mapping[str, type[FlowMeshError]] = {
     AccessDenied.code: AccessDenied,
+    Conflict.code: Conflict,
     LimitExceeded.code: LimitExceeded,
     NotFound.code: NotFound,
     StoreError.code: StoreError,

@@ -31,6 +31,8 @@ from flowmesh.stores.sqlite import Database
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: How long an attended server outlives its last client.
 ATTENDED_S = 3.0
+#: How long a server that leaves may hold its home.
+LEAVING_S = 10.0
 #: Of a machine's memory, what local workers may take together.
 WORKERS_MEMORY_SHARE = 0.75
 #: How often a server looks after its local workers.
@@ -154,7 +156,7 @@ def serve(settings: ServerSettings) -> int:
     """Serve until told to stop; 0 for a clean end. Raises SpecError, StoreError at the start."""
     settings.check()
     settings.home.mkdir(parents=True, exist_ok=True)
-    stores = Stores.open(settings.home)
+    stores = _opened(settings)
     try:
         listener = _listen(settings)
     except FlowMeshError:
@@ -165,6 +167,18 @@ def serve(settings: ServerSettings) -> int:
     process = _Process(settings, listener, url)
     process.app.state.stores = stores
     return asyncio.run(process.run())
+
+
+def _opened(settings: ServerSettings) -> Stores:
+    """An embedded server may be started while the one before it is still leaving."""
+    deadline = time.monotonic() + (LEAVING_S if settings.attended else 0)
+    while True:
+        try:
+            return Stores.open(settings.home)
+        except StoreError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -8,6 +8,7 @@ any steps, runs and tenants meets in one task, unless its salt keeps it apart:
     otherwise, by `share`            domain:<domain>, tenant:<tenant> or run:<run>
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def _expand_rows(maker: "_Maker", node: StepNode, rows: Sequence[Mapping[str, An
     for number, row in enumerate(rows):
         try:
             rendered = {**plain, **{name: part(row) for name, part in render.items()}}
-            extra = {} if seen == () else {"row": _seen(row, seen)}
+            extra = {} if seen == () else {"row": _as_written(_seen(row, seen))}
         except RenderError as error:
             maker.failed += (Refused(number, sample, str(error)) for sample in samples)
             continue
@@ -111,6 +112,11 @@ def _templates(
         return render_row
 
     return {parameter: named(parameter) for parameter in node.op.templated}
+
+
+def _as_written(row: Mapping[str, Any]) -> str:
+    """A row as JSON text: canonical numbers would make 1.0 an integer under a function's eyes."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
 def _seen(row: Mapping[str, Any], columns: tuple[str, ...] | None) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Child:
         return Done(outcome.task, replace(outcome.result, rows=None, rows_blob=blob))
 
     def _say(self, frame: frames.Frame) -> None:
-        self._channel.sendall(frames.encode(frame))
+        self._channel.sendall(frames.encode(_sayable(frame)))
 
 
 def _opening_failed(error: Exception) -> FailureKind:
@@ -144,6 +144,14 @@ def _opening_failed(error: Exception) -> FailureKind:
     if isinstance(error, OSError | ImportError | StoreError):
         return FailureKind.TRANSIENT
     return FailureKind.INTERNAL
+
+
+def _sayable(frame: frames.Frame) -> frames.Frame:
+    """A frame whose words are Unicode: an exception's text may hold halves of characters."""
+    return {
+        key: value.encode(errors="replace").decode() if isinstance(value, str) else value
+        for key, value in frame.items()
+    }
 
 
 def _all_failed(tasks: Iterable[str], kind: FailureKind, error: BaseException) -> Iterator[Failed]:

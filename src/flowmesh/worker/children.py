@@ -7,6 +7,7 @@ modules worth importing beforehand, which is started when it is first needed.
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -326,9 +327,12 @@ def _ending(status: int) -> str:
     return f"was killed by signal {-status} ({name}){hint}"
 
 
+_SECRET = re.compile(r"^FLOWMESH_|^AWS_|TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$")
+
+
 def _environment(threads: int) -> dict[str, str]:
-    """Ours, less what concerns FlowMesh (tokens!), and with what the libraries must know first."""
-    ours = {name: text for name, text in os.environ.items() if not name.startswith("FLOWMESH_")}
+    """Ours, less all that may be secret, and with what the libraries must know first."""
+    ours = {name: text for name, text in os.environ.items() if not _SECRET.search(name)}
     return ours | {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

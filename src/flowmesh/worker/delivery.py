@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import FlowMeshError
 from flowmesh.runtimes.base import FailureKind
@@ -78,7 +80,7 @@ class Delivery:
     ) -> None:
         self._assignment, self._cache, self._pin, self._group = assignment, cache, pin, group
         self._waiting = dict.fromkeys(tasks)
-        self._arrived: list[Frame] = []
+        self._arrived: list[tuple[Frame, Result | None]] = []
         self._sending: dict[str, asyncio.Task[str]] = {}
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
@@ -91,7 +93,7 @@ class Delivery:
     def add(self, frame: Frame) -> None:
         """An outcome, as `child.py` tells it."""
         del self._waiting[frame["task"]]
-        self._arrived.append(frame)
+        self._arrived.append(_decoded(frame))
         if self._timer is None:
             self._timer = self._loop.call_later(COALESCE_S, self.flush)
 
@@ -107,13 +109,13 @@ class Delivery:
     def flush(self) -> None:
         """Hand on what has arrived since the last time."""
         self.stop()
-        frames, self._arrived = self._arrived, []
-        results = [Result.decode(f["result"]) if "result" in f else None for f in frames]
-        tokens = [_tokens(result) for result in results]
-        for frame, result, seconds in zip(frames, results, self._shares(tokens), strict=True):
-            self._send(frame["puts"] + list(result.digests() if result else ()))
-            before = list(self._sending.values())
-            self._group.create_task(self._report(frame, result, seconds, before))
+        arrived, self._arrived = self._arrived, []
+        tokens = [_tokens(result) for _, result in arrived]
+        for (frame, result), seconds in zip(arrived, self._shares(tokens), strict=True):
+            needed = frame["puts"] + list(result.digests() if result else ())
+            self._send(needed)
+            sends = [self._sending[text] for text in needed if text in self._sending]
+            self._group.create_task(self._report(frame, result, seconds, sends))
 
     def _shares(self, tokens: list[int]) -> list[float]:
         """The time since the last call, shared out among tasks with so many tokens."""
@@ -146,10 +148,10 @@ class Delivery:
         frame: Frame,
         result: Result | None,
         seconds: float,
-        before: list[asyncio.Task[str]],
+        sends: list[asyncio.Task[str]],
     ) -> None:
-        """Report a task when all that was sent `before` has arrived."""
-        faults = [fault for fault in await asyncio.gather(*before) if fault]
+        """Report a task when all that it needs has arrived."""
+        faults = [fault for fault in await asyncio.gather(*sends) if fault]
         task = frame["task"]
         if result is None:
             kind = FailureKind(frame["kind"])
@@ -180,6 +182,18 @@ def shares(tokens: list[int], seconds: float) -> list[float]:
     """Share time out by tokens, or equally where none were counted."""
     total = sum(tokens)
     return [seconds * (count / total if total else 1 / len(tokens)) for count in tokens]
+
+
+def _decoded(frame: Frame) -> tuple[Frame, Result | None]:
+    """An outcome and its result; one that cannot be read is the operator's failure."""
+    if "result" not in frame:
+        return frame, None
+    try:
+        return frame, Result.decode(frame["result"])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        message = f"the operator gave a result that cannot be read: {error}"
+        why = {"kind": FailureKind.INTERNAL.value, "message": message, "detail": ""}
+        return {"task": frame["task"], "puts": frame["puts"], **why}, None
 
 
 def _tokens(result: Result | None) -> int:

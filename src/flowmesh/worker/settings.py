@@ -1,11 +1,17 @@
 """How a worker is set up; the command line fills this in, nothing here reads the environment."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowmesh.operators.catalog import catalog
 from flowmesh.spec.operator import Operator
+
+
+def most_memory_bytes() -> int:
+    """What a worker that has a machine to itself may take: most of its memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Transport:
         )
 
     async def sync(self, request: SyncRequest) -> SyncAnswer:
-        """Report and be told. Raises Refused."""
+        """Report and be told. Raises Unreachable for all that may pass, Refused for the rest."""
         patience_s = request.wait_ms / 1000 + 10
         try:
             response = await self._client.post(
@@ -75,6 +75,9 @@ class Transport:
             )
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+        if response.is_server_error:
+            said = f"{self.server} answered {response.status_code}: {_problem(response)[1]}"
+            raise Unreachable(said)
         self._check(response)
         try:
             return SyncAnswer.model_validate_json(response.content)
@@ -102,6 +105,8 @@ class Transport:
                         file.write(chunk)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+        except OSError as error:
+            raise StoreError(f"cannot write {to}: {error.strerror or error}") from error
         got = Digest(hasher.hexdigest(), size_bytes)
         if got != digest:
             raise DigestMismatch(want=digest, got=got, source=self.server)
