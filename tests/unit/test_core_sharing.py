@@ -1,5 +1,7 @@
 """Equal work of many runs is one task; their fates stay their own."""
 
+from dataclasses import replace
+
 import pytest
 
 from flowmesh.base.ids import RunId, StepId, TaskId
@@ -114,6 +116,17 @@ def test_a_late_result_of_a_lost_lease_still_counts_once() -> None:
     assert bench.steps[step].executed == 1
     bench.sync("v", done=["x"])
     assert bench.steps[step].executed == 1
+
+
+def test_a_late_result_of_work_that_acts_does_not_count() -> None:
+    bench = Bench()
+    bench.submit("a", [replace(spec("x"), pure=False)])
+    bench.sync("w")
+    bench.now_ms += 60_000
+    bench.step(Tick(bench.now_ms))
+    bench.sync("v")
+    bench.sync("w", done=["x"])
+    assert bench.running("v") == [("x",)]
 
 
 def test_a_result_counts_only_under_a_lease_that_was_granted_for_it() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flowmesh.base.errors import SpecError
-from flowmesh.spec.table import check_rows, columns_of, decode_rows, encode_rows
+from flowmesh.spec.table import DEPTH_LIMIT, check_rows, columns_of, decode_rows, encode_rows
 
 
 def test_a_table_is_one_compact_object_a_line() -> None:
@@ -86,3 +86,11 @@ def test_every_bad_column_is_told_once() -> None:
     with pytest.raises(SpecError) as caught:
         check_rows([{"a": 1, "b": 1}, {"a": "", "b": ""}, {"a": "", "b": ""}])
     assert [problem.line for problem in caught.value.problems] == [0, 0]
+
+
+def test_what_could_not_be_read_again_is_not_written() -> None:
+    value: list[Any] = []
+    for _ in range(DEPTH_LIMIT + 1):
+        value = [value]
+    with pytest.raises(ValueError, match="nested deeper"):
+        encode_rows([{"x": value}])

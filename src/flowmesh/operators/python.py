@@ -21,7 +21,10 @@ class PythonTableParams(Params):
         str,
         Field(
             pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$",
-            description="Name of the function in the file.",
+            description=(
+                "Name of the function in the file. It is called in no set order and must not"
+                " remember its calls: what it returns is kept and shared."
+            ),
         ),
     ]
     args: Annotated[

@@ -11,7 +11,14 @@ from typing import Any
 import msgspec
 
 from flowmesh.base.digest import Digest, canonical
-from flowmesh.base.errors import BlobMissing, DigestMismatch, LimitExceeded, StoreError
+from flowmesh.base.errors import (
+    BlobMissing,
+    DigestMismatch,
+    LimitExceeded,
+    Problem,
+    SpecError,
+    StoreError,
+)
 from flowmesh.base.ids import StepId, TaskId
 from flowmesh.core.events import StepAssembled, StepExpanded, StepReopened
 from flowmesh.core.records import Step, TaskSpec
@@ -265,7 +272,11 @@ class StepWork:
 
     def _table(self, node: StepNode, port: str, rows: list[dict[str, Any]]) -> Artifact:
         """A table in the store; one without rows keeps the columns that the graph knows."""
-        digest = self._store.put(encode_rows(rows))
+        try:
+            encoded = encode_rows(rows)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise SpecError(Problem(f"a row of its output {port!r} is {error}")) from None
+        digest = self._store.put(encoded)
         columns = columns_of(rows) or node.columns.get(port) or ()
         return Artifact("table", str(digest), len(rows), columns)
 

@@ -24,9 +24,21 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 def encode_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """A table's bytes: equal rows give equal bytes.
 
-    Raises ValueError for NaN and lone surrogates, TypeError for what JSON cannot hold.
+    Raises ValueError for NaN, lone surrogates and rows that are nested too deep to be read
+    again, TypeError for what JSON cannot hold.
     """
-    return "".join(f"{_encode(row)}\n" for row in rows).encode()
+    return "".join(f"{_line(row)}\n" for row in rows).encode()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    text = _encode(row)
+    _check_depth(row, text.count("[") + text.count("{"))
+    return text
+
+
+def _check_depth(row: Any, brackets: int) -> None:
+    if brackets > DEPTH_LIMIT and _depth(row) > DEPTH_LIMIT:
+        raise ValueError(f"nested deeper than the limit of {DEPTH_LIMIT} levels")
 
 
 def decode_rows(data: bytes, name: str = "") -> list[dict[str, Any]]:
@@ -91,8 +103,7 @@ def check_rows(
 def _row(line: bytes) -> Any:
     text = line.decode()  # here, for json would take UTF-16 and guess
     row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=no_key_twice)
-    if line.count(b"[") + line.count(b"{") > DEPTH_LIMIT and _depth(row) > DEPTH_LIMIT:
-        raise ValueError(f"nested deeper than the limit of {DEPTH_LIMIT} levels")
+    _check_depth(row, line.count(b"[") + line.count(b"{"))
     if b"\\ud" in line.lower():
         _encode(row).encode()  # half of a pair of surrogates cannot be written out again
     return row
