@@ -4,8 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from flowmesh.base.ids import RunId, StepId, TaskId
-from flowmesh.core.events import RunCancelled, RunSubmitted, StepAssembled, Tick
+from flowmesh.base.ids import RunId, StepId, TaskId, WorkerId
+from flowmesh.core.events import (
+    RunCancelled,
+    RunSubmitted,
+    StepAssembled,
+    TaskResult,
+    Tick,
+    WorkerSynced,
+)
 from flowmesh.core.records import Failure, OnError, RunStatus, StepStatus
 from flowmesh.core.tasks import RETAIN_MS
 from support.core import Bench, spec
@@ -139,6 +146,17 @@ def test_a_result_counts_only_under_a_lease_that_was_granted_for_it() -> None:
     bench.step(Tick(bench.now_ms))
     bench.sync("stranger", done=["x"])
     assert bench.plane.state.tasks[TaskId("x")].status != "succeeded"
+
+
+@pytest.mark.parametrize(("worker", "task"), [("stranger", "x"), ("w", "y")])
+def test_a_lease_speaks_for_its_worker_and_its_tasks_only(worker: str, task: str) -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x", max_batch=1), spec("y", max_batch=1)])
+    assert bench.sync("w") == [("x",)]
+    lease = bench.held("w")[TaskId("x")]
+    forged = TaskResult(lease, TaskId(task), output="out", seconds=1.0)
+    bench.step(WorkerSynced(0, WorkerId(worker), (), 1, 0.0, results=(forged,)))
+    assert bench.plane.state.tasks[TaskId(task)].status != "succeeded"
 
 
 def test_a_late_failure_of_a_lost_lease_changes_nothing() -> None:
