@@ -7,7 +7,7 @@ import pytest
 from flowmesh.base.ids import WorkerId
 from flowmesh.core import retry
 from flowmesh.core.events import PlaneStarted, Tick, WorkerGone, WorkerSynced
-from flowmesh.core.plan import LEASE_MS
+from flowmesh.core.plan import AVOID_MS, LEASE_MS
 from flowmesh.core.records import Failure, RunStatus, Worker
 from flowmesh.core.utility import Option, Weights, score
 from support.core import Bench, granted, spec
@@ -155,6 +155,21 @@ def test_another_worker_is_preferred_after_a_failure() -> None:
     bench.now_ms += 1_000
     assert bench.sync("w") == []
     assert bench.sync("v") == [("x",)]
+
+
+def test_another_worker_is_waited_for_a_while_and_no_longer() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x")])
+    bench.sync("w")
+    bench.sync("v")
+    bench.submit("b", [spec("y")])
+    assert bench.running("v") == [("y",)]
+    bench.sync("w", failed={"x": Failure.TRANSIENT})
+    bench.now_ms += 1_000
+    assert bench.sync("w") == []
+    bench.now_ms += AVOID_MS
+    bench.sync("v")
+    assert bench.sync("w") == [("x",)]
 
 
 @pytest.mark.parametrize(
