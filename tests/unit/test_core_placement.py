@@ -74,9 +74,9 @@ def test_a_tenant_gets_its_share_beside_important_work_of_another_key() -> None:
 
 def test_old_work_is_worth_more() -> None:
     bench = Bench()
-    bench.submit("old", many("b", 1, key="small"))
+    bench.submit("old", many("b", 1, key="a"))
     bench.now_ms += 1_000
-    bench.submit("new", many("a", 1, key="big"))
+    bench.submit("new", many("a", 1, key="z"))  # a tie would go to the last key
     assert bench.sync() == [("b000",)]
 
 
