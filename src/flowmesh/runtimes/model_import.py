@@ -86,7 +86,7 @@ def import_path(source: Path, out: Path) -> str:
 
     try:
         convert_gguf(source, out)
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, NotImplementedError) as error:  # what the libraries say of it
         raise ImportRefused(f"{source} can not be converted: {error}") from error
     return "converted"
 

@@ -116,7 +116,7 @@ class FileStore:
             try:
                 self._verify(digest, file)
                 file.seek(0)
-            except BaseException:
+            except BaseException:  # interrupted too: what is not handed out is closed here
                 file.close()
                 raise
             return file

@@ -141,7 +141,7 @@ class Zygote:
             if first is None or "failed" in first:
                 why = first["failed"] if first else _ending(await process.wait())
                 raise NoChild(f"the process that imports {', '.join(preload)}: {why}")
-        except BaseException:
+        except BaseException:  # cancelled too: nobody else knows of the process yet
             await _end(process)
             writer.close()
             raise
@@ -255,7 +255,7 @@ class Children:
         child.busy = True
         try:
             yield child
-        except BaseException:
+        except BaseException:  # cancelled too: whatever it is doing, nobody waits for it
             child.kill()
             raise
         if child.alive:
