@@ -10,6 +10,7 @@ from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing
 from flowmesh.spec.action import Artifact
 from flowmesh.spec.table import columns_of, decode_rows, encode_rows
+from flowmesh.stores.trees import put_tree
 
 
 class DirBlobs:
@@ -33,9 +34,15 @@ class DirBlobs:
     def scratch(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self._scratch))
 
-    def put_tree(self, digest: Digest, source: Path) -> None:
+    def lay_out(self, digest: Digest, source: Path) -> None:
         """Have `tree(digest)` find a copy of the directory `source`."""
         shutil.copytree(source, self._trees / digest.hash)
+
+    def put_tree(self, folder: Path) -> Digest:
+        digest = put_tree(self, folder)
+        if not (self._trees / digest.hash).exists():
+            self.lay_out(digest, folder)
+        return digest
 
     def put_file(self, text: str) -> Artifact:
         return Artifact("file", str(self.put(text.encode())))

@@ -24,7 +24,7 @@ PORTS = {"model": Artifact("tree", str(MODEL))}
 
 def opened(root: Path, model: Path, *, opening: Any = open_language_model) -> Engine:
     blobs = DirBlobs(root)
-    blobs.put_tree(MODEL, model)
+    blobs.lay_out(MODEL, model)
     engine: Engine = opening(blobs, PORTS, "transformers/float32")
     return engine
 

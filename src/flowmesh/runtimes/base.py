@@ -6,7 +6,7 @@ after batch. An engine may die with its process at any moment; nothing is lost b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +25,65 @@ class FailureKind(StrEnum):
     CRASH = "crash"  #: the process died under it; set by the worker, never by a runtime
 
 
+class Stopped(Exception):
+    """Raised by an engine that was asked to stop and has: nothing is left to say of its tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long task is. `facts`: what else is known, as `loss`, `tokens_per_s`, `left_s`."""
+
+    step: int
+    steps: int
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Monitor(Protocol):
+    """Where a long task tells how far it is, and hears that it should stop. Calls are cheap."""
+
+    @property
+    def interruptions_per_hour(self) -> float:
+        """How often this worker is expected to vanish; above 0."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the task should leave a checkpoint at the next safe point and raise Stopped."""
+        ...
+
+    def progress(self, progress: Progress) -> None:
+        """Tell people; what comes too fast is thinned out."""
+        ...
+
+    def saved(self, tree: Digest, step: int) -> None:
+        """A checkpoint is whole: `tree`, from `Blobs.put_tree`, is enough to go on from `step`.
+
+        It counts once the worker has brought it to the store; it replaces the one before.
+        """
+        ...
+
+
+class Unwatched:
+    """A monitor that nobody reads: the task runs to its end."""
+
+    interruptions_per_hour = 0.01
+    stopping = False
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def saved(self, tree: Digest, step: int) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
+    """One task. `checkpoint`: the tree that an earlier attempt left last, if it left one."""
+
     task: str
     action: Action
+    checkpoint: Digest | None = None
+    monitor: Monitor = field(default_factory=Unwatched, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +121,10 @@ class Blobs(Protocol):
 
     def put(self, content: bytes | Path) -> Digest:
         """Keep bytes or a file; the worker uploads it before it reports the result."""
+        ...
+
+    def put_tree(self, folder: Path) -> Digest:
+        """Keep the files of a directory as a tree; the digest of its manifest."""
         ...
 
     def scratch(self) -> Path:

@@ -29,10 +29,12 @@ class Params(BaseModel):
 class Port:
     """An input of an operator.
 
+    `kind`: a model and an adapter are both trees; tasks of one batch share their models,
+    while adapters may differ from task to task.
     `arity`: `one` reference, a `list` of references, or a `map` of names to references.
     """
 
-    kind: Literal["table", "model", "file"]
+    kind: Literal["table", "model", "adapter", "file"]
     doc: str
     arity: Literal["one", "list", "map"] = "one"
     required: bool = True
@@ -94,6 +96,10 @@ class Operator:
         exact: whether the same bytes come out alone or in any batch, from the parameters.
         work: estimated work of an action in units whose cost is learnt; 1 for a small thing.
         max_batch: most tasks of one lease.
+        aggregate: row operators: (params, output rows) to the rows of a further output port,
+            `summary`: what the step as a whole measured. Empty rows in, rows with the same
+            columns out.
+        resumable: its engine leaves checkpoints, and goes on from them after an interruption.
     """
 
     name: str
@@ -118,6 +124,8 @@ class Operator:
     exact: Callable[[Any], bool] = lambda params: True
     work: Callable[[Mapping[str, Any]], float] = lambda action_params: 1.0
     max_batch: int = 1
+    aggregate: Callable[[Any, list[dict[str, Any]]], list[dict[str, Any]]] | None = None
+    resumable: bool = False
 
     def batch_key(self, engine: str, models: Sequence[str]) -> str:
         """Tasks with equal keys may run in one batch: same operator, engine and models."""

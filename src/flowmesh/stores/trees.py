@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -59,7 +59,13 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     files: list[_FileEntry]
 
 
-def put_tree(store: BlobStore, directory: Path, *, within: Path | None = None) -> Digest:
+class Keeper(Protocol):
+    """The part of a store that it takes to keep a tree."""
+
+    def put(self, content: bytes | Path) -> Digest: ...
+
+
+def put_tree(store: Keeper, directory: Path, *, within: Path | None = None) -> Digest:
     """Store the files under a directory; return the digest of its manifest.
 
     A link to a file is followed if it ends inside `within` (by default the directory

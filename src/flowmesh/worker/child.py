@@ -27,6 +27,7 @@ from flowmesh.base.errors import BlobMissing, StoreError
 from flowmesh.runtimes.base import Done, Engine, Failed, FailureKind, OpenEngine, Outcome, Work
 from flowmesh.spec.action import INLINE_LIMIT_BYTES, Action
 from flowmesh.stores.files import FileStore
+from flowmesh.stores.trees import put_tree
 from flowmesh.worker import frames
 
 #: A message is one line for a person, a detail the end of a traceback.
@@ -62,6 +63,9 @@ class LocalBlobs:
         digest = self._store.put(content)
         self._puts.append(str(digest))
         return digest
+
+    def put_tree(self, folder: Path) -> Digest:
+        return put_tree(self, folder)
 
     def scratch(self) -> Path:
         self._scratch.mkdir(parents=True, exist_ok=True)
