@@ -15,10 +15,11 @@ import interfaces
 from in_words import Schema, fields, sentence, table
 from pydantic import BaseModel
 
-from flowmesh.core import plan, retry, tasks
+from flowmesh.core import checkpoints, needs, plan, retry, tasks
 from flowmesh.operators.catalog import BUILT_IN
 from flowmesh.operators.sql import MEMORY_LIMIT
 from flowmesh.runtimes.python_process import ANSWER_LIMIT_BYTES
+from flowmesh.server import checkpoints as care
 from flowmesh.server.blobs import BLOB_LIMIT_BYTES
 from flowmesh.server.driver import OPEN_RUNS_LIMIT
 from flowmesh.server.steps import ITEMS_LIMIT, TABLE_LIMIT_BYTES
@@ -39,13 +40,24 @@ PARTS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("A plain input", workflow.PlainInput),
     ("A model", workflow.ModelSource),
     ("A step", workflow.Step),
+    ("A step that is a loop", workflow.LoopStep),
+    ("A loop", workflow.Loop),
+    ("What a loop carries", workflow.Carry),
 )
-#: Written out below the table of the document, one part each.
-_NESTED = {
-    "inputs": "map of names to inputs, see below",
-    "models": "map of names to models, see below",
-    "steps": "map of names to steps, see below",
-    "outputs": "map of names to references",
+#: By part, the keys that hold other parts; those are written out in tables of their own.
+_NESTED: Mapping[type[BaseModel], Mapping[str, str]] = {
+    workflow.Workflow: {
+        "inputs": "map of names to inputs, see below",
+        "models": "map of names to models, see below",
+        "steps": "map of names to steps, see below",
+        "outputs": "map of names to references",
+    },
+    workflow.LoopStep: {"loop": "a loop, see below"},
+    workflow.Loop: {
+        "carry": "map of names to what is carried, see below",
+        "collect": "map of names to references",
+        "steps": "map of names to steps, see above",
+    },
 }
 
 
@@ -58,10 +70,9 @@ def language() -> str:
         def meaning(key: str, field: Schema) -> str:
             return str(field["description"])
 
-        if model is workflow.Workflow:
-            for key, words in _NESTED.items():
-                text_of = schema["properties"][key].get("description")
-                schema["properties"][key] = {"enum": [], "description": text_of, "words": words}
+        for key, words in _NESTED.get(model, {}).items():
+            text_of = schema["properties"][key].get("description")
+            schema["properties"][key] = {"enum": [], "description": text_of, "words": words}
         text += f"### {title}\n\n{_fields_of(schema, meaning)}\n"
     return text
 
@@ -80,7 +91,8 @@ def limits() -> str:
         ("document", f"{document.SIZE_LIMIT_BYTES:,} bytes"),
         ("nesting of a document", f"{document.DEPTH_LIMIT} levels"),
         ("values in a document, aliases counted", f"{document.VALUES_LIMIT:,}"),
-        ("steps, after matrices are expanded", f"{workflow.STEPS_LIMIT:,}"),
+        ("steps, with matrices expanded and loops unrolled", f"{workflow.STEPS_LIMIT:,}"),
+        ("rounds of one loop", f"{workflow.ROUNDS_LIMIT:,}"),
         ("combinations of one matrix", f"{workflow.MATRIX_LIMIT:,}"),
         ("length of a name", "63 characters"),
         ("length of a template", f"{templates.TEMPLATE_LIMIT:,} characters"),
@@ -134,25 +146,56 @@ def _facts(op: contract.Operator) -> str:
 
 
 _MERGED = "`rows`: the input rows with"
+_TRAINING = ("sft", "dpo", "kto", "reward_model", "grpo", "rloo")
 #: What follows from a function of the parameters, in words.
 OUTPUTS: Mapping[str, str] = {
+    **dict.fromkeys(
+        _TRAINING,
+        "`adapter`, or `model` where `lora` is null; `metrics`, `summary` and `loss_curve`, see"
+        " [training](training.md#what-comes-out).",
+    ),
     "transform": "`rows`: the result of the query.",
     "render": f"{_MERGED} the rendered columns.",
     "concat": "`rows`: all rows, in the order of the tables.",
     "split": "one table for each part, by its name.",
     "dedupe": "`rows`: the rows that were kept, in their order.",
     "generate": f"{_MERGED} the column `into`, `sample` where `samples` is above 1,"
-    " `finish_reason`, and `logprobs` if asked for; one output row a sample.",
+    " `finish_reason`; `logprobs` if asked for (`{tokens, logprobs}`: natural logarithms over the"
+    " whole vocabulary at temperature 1, one for each token of the answer); `prompt_tokens` and"
+    " `completion_tokens` with `tokens`; one output row a sample.",
     "choose": f"{_MERGED} the columns `into`, `<into>_probability` and `<into>_probabilities`.",
     "embed": f"{_MERGED} the column `into`, a list of numbers.",
     "python": f"{_MERGED} the columns that the function returned; several for a row if it"
     " returned a list, none if it returned None.",
     "python_table": "`rows`: the rows that the function returned.",
     "http": f"{_MERGED} the columns `into` and `<into>_status`.",
+    "reward": f"{_MERGED} the column `into`, and `<into>_truncated` where texts may be cut;"
+    " `summary`: `n`, `mean`, `std`, `ci_low`, `ci_high`, `method`.",
+    "judge": f"{_MERGED} `winner`, `preference` and `consistent` of a pair, or `score`, `verdict`"
+    " and `probabilities` of a rubric; `reasoning` where the judge writes. `summary`: of pairs `n`,"
+    " `win_rate`, `ci_low`, `ci_high`, `method`, `wins`, `losses`, `ties`, `invalid`,"
+    " `consistency`; of a rubric `n`, `score`, `ci_low`, `ci_high`, `method`, `invalid`.",
+    "evaluate": f"{_MERGED} `score` and the columns of the measure; `summary`: `metric`, `n`,"
+    " `value`, `ci_low`, `ci_high`, `method`.",
+    "advantages": f"{_MERGED} the column `into`.",
+    "policy_update": "`adapter`, or `model` where `lora` is null; with `method: ppo` also `value`,"
+    " an adapter or a model like it; `metrics`, one row a step; `summary`, one row; `loss_curve`, a"
+    " PNG.",
+    "merge_adapter": "`model`.",
+    "export": "`model`.",
+    "compare": "`rows`: `by`, `first`, `second` and `difference` of each pair; `summary`: `n`,"
+    " `first`, `second`, `difference`, `ci_low`, `ci_high`, `method`, `wins`, `losses`, `ties`,"
+    " `p_value`, `unmatched`.",
+    "harness": "`rows`: of each document and filter `doc_id`, `filter`, `doc`, `target`,"
+    " `responses` and the task's metrics; `summary`: `task`, `metric`, `filter`, `n`, `value`,"
+    " `ci_low`, `ci_high`, `method` of each metric and filter.",
 }
 _BY_EFFECT = "`pure`, `sampled` or `effect` for an `effect` of `pure`, `read` or `act`"
 DETERMINISM: Mapping[str, str] = {
+    **dict.fromkeys(_TRAINING, "`pure`: the seed fixes every draw."),
     **dict.fromkeys(("render", "concat", "split", "dedupe", "choose", "embed"), "`pure`."),
+    **dict.fromkeys(("reward", "judge", "evaluate", "compare", "harness"), "`pure`."),
+    **dict.fromkeys(("advantages", "policy_update", "merge_adapter", "export"), "`pure`."),
     "transform": "`pure`; `sampled` if the query asks for the time, for chance or for a sample.",
     "generate": "`pure` with a seed or at temperature 0; else `sampled`.",
     "python": f"{_BY_EFFECT}.",
@@ -202,6 +245,11 @@ def times() -> str:
         ("longest back-off", f"{retry.BACKOFF_LIMIT_MS / 1000:g} s"),
         ("a task waits for another worker than it failed on", f"{plan.AVOID_MS / 1000:g} s"),
         ("settled tasks and runs stay in memory", f"{tasks.RETAIN_MS / 1000:g} s"),
+        ("cancelled work may take for a checkpoint", f"{checkpoints.STOP_MS / 1000:g} s"),
+        ("work waits before its run says that no worker fits", f"{needs.PATIENCE_MS / 1000:g} s"),
+        ("progress of a task is kept every", f"{care.GAP_MS / 1000:g} s"),
+        ("a superseded checkpoint's blobs stay", f"{care.GRACE_MS / 60_000:g} min"),
+        ("a checkpoint stays that nobody wants", f"{care.KEPT_MS / 86_400_000:g} days"),
     ]
     return table(("what", "value"), rows)
 

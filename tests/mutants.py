@@ -17,6 +17,7 @@ TESTS = [
     "tests/unit/test_core_sharing.py",
     "tests/unit/test_core_placement.py",
     "tests/unit/test_core_reopening.py",
+    "tests/unit/test_core_checkpoints.py",
 ]
 TESTS += ["tests/properties/test_core.py", "tests/simulation"]
 
@@ -32,7 +33,7 @@ MUTANTS = [
     # Leases and workers
     Mutant("plan.py", "if state.now_ms - worker.heard_ms >= LEASE_MS:", "if False:"),
     Mutant("tasks.py", "current or task.spec.pure", "True"),
-    Mutant("tasks.py", "if lease is None or lease.worker != worker_id or result.task not in lease.tasks:", "if lease is None:"),
+    Mutant("checkpoints.py", "if lease is None or lease.worker != worker_id or task_id not in lease.tasks:", "if lease is None:"),
     Mutant("tasks.py", "current or task.spec.pure", "current"),
     Mutant("tasks.py", "result.failure is not None and current:", "result.failure is not None:"),
     Mutant("tasks.py", "if task is None or task.status is TaskStatus.SUCCEEDED:\n        return\n    lease =", "if task is None:\n        return\n    lease ="),
@@ -47,7 +48,7 @@ MUTANTS = [
     Mutant("tasks.py", "    held = tuple(other for other in worker.leases if other != lease_id)", "    held = worker.leases"),
     # Sharing
     Mutant("tasks.py", "if task is not None and task.status is TaskStatus.SUCCEEDED:\n        return False", "if False:\n        return False"),
-    Mutant("tasks.py", "        if not state.wants[task_id]:\n            _drop(state, task)\n            continue\n", "        if not state.wants[task_id]:\n            continue\n"),
+    Mutant("tasks.py", "        if not state.wants[task_id]:\n            _drop(state, task, checkpoint=checkpoint)\n            continue\n", "        if not state.wants[task_id]:\n            continue\n"),
     Mutant("tasks.py", "if task.owner == step_id:", "if False:"),
     Mutant("tasks.py", "best = max(runs, key=lambda run: run.priority)", "best = runs[0]"),
     Mutant("tasks.py", "            state.failing[step_id] = None\n", ""),
@@ -66,7 +67,28 @@ MUTANTS = [
     Mutant("tasks.py", "if due_ms <= state.now_ms]", "if False]"),
     Mutant("apply.py", "_remove_worker(state, event, counts=False)", "_remove_worker(state, event, counts=True)"),
     # Placement
-    Mutant("plan.py", "if key.runtime in workers[0].runtimes:", "if True:"),
+    Mutant("plan.py", "if needs.fits(workers[0], key):", "if True:"),
+    Mutant("plan.py", "needs.fits(other, key) and not other.draining", "True"),
+    Mutant("needs.py", "needs.devices <= worker.devices", "True"),
+    Mutant("needs.py", "not worker.memory_bytes or needs.memory_bytes <= worker.memory_bytes", "True"),
+    Mutant("pool.py", "    if (spec.devices, spec.memory_bytes) == (1, 0):\n        return spec.batch_key\n    return", "    return spec.batch_key\n    return"),
+    Mutant("records.py", "and not self.draining", ""),
+    # Checkpoints
+    Mutant("checkpoints.py", "if event.step <= (known.step if known else 0):", "if False:"),
+    Mutant("checkpoints.py", "if task is not None and task.status is TaskStatus.SUCCEEDED:\n        _refuse", "if False:\n        _refuse"),
+    Mutant("checkpoints.py", "    if granted(state, event.lease, event.task, event.worker) is None:\n        return\n", ""),
+    Mutant("checkpoints.py", "elif task is not None and task.lease == event.lease:", "else:"),
+    Mutant("checkpoints.py", "known.checkpoint != event.checkpoint:", "True:"),
+    Mutant("checkpoints.py", "    if left is None or left.step <= task.step:", "    if left is None:"),
+    Mutant("checkpoints.py", "    return replace(task, checkpoint=left.checkpoint, step=left.step)", "    return task"),
+    Mutant("checkpoints.py", "        if task_id not in state.tasks:\n", "        if True:\n"),
+    Mutant("checkpoints.py", "if stop.due_ms <= state.now_ms]", "if False]"),
+    Mutant("checkpoints.py", "if left.at_ms >= kept_ms:", "if True:"),
+    Mutant("tasks.py", "    checkpoints.leave(state, task)\n    if task.lease is not None:", "    if task.lease is not None:"),
+    Mutant("tasks.py", "    del state.tasks[task.id]\n    checkpoints.leave(state, task)\n    for", "    del state.tasks[task.id]\n    for"),
+    Mutant("tasks.py", "if checkpoint and task.lease not in state.leases:", "if checkpoint:"),
+    Mutant("apply.py", "tasks.unwant(state, step_id, checkpoint=True)", "tasks.unwant(state, step_id)"),
+    Mutant("apply.py", "tuple(state.tasks[task_id].checkpoint for task_id in choice.tasks)", "tuple('' for _ in choice.tasks)"),
     Mutant("plan.py", "        if len(picked) >= limit:\n            break\n", ""),
     Mutant("plan.py", "and state.now_ms < task.due_ms + AVOID_MS", ""),
     Mutant("plan.py", "if others and task.avoid == worker.id", "if False and task.avoid == worker.id"),

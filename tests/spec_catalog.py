@@ -87,6 +87,21 @@ def _parts(params: SplitParams, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return dict.fromkeys(params.parts, inputs["rows"])
 
 
+class ScoreParams(Params):
+    threshold: float = 0.5
+    into: str = "score"
+
+
+def _mean(params: ScoreParams, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = [row[params.into] for row in rows]
+    return [{"mean": sum(scores) / len(scores) if scores else None, "count": len(scores)}]
+
+
+class TuneParams(Params):
+    steps: int = 1
+    seed: Annotated[int, Field(ge=0, le=50)] = 0
+
+
 def _operator(
     name: str, params: type[Params], grain: Literal["row", "whole"], **more: Any
 ) -> Operator:
@@ -181,6 +196,53 @@ CATALOG: Mapping[str, Operator] = {
             "whole",
             inputs={"rows": ROWS, "base": Port("model", "where to start", required=False)},
             outputs=lambda params: {"weights": "tree"},
+        ),
+        _operator(
+            "score",
+            ScoreParams,
+            "row",
+            inputs={
+                "rows": ROWS,
+                "model": MODEL,
+                "adapter": Port("adapter", "what adapts the model", required=False),
+            },
+            task=lambda params, rendered, sample: {"threshold": params.threshold},
+            sees=lambda params: ("text",),
+            adds=lambda params: (params.into,),
+            aggregate=_mean,
+        ),
+        _operator(
+            "answer",
+            WriteParams,
+            "row",
+            inputs={
+                "rows": ROWS,
+                "model": MODEL,
+                "adapter": Port("adapter", "what adapts the model", required=False),
+            },
+            templated=("prompt", "messages"),
+            task=_write_task,
+            adds=lambda params: (params.into,),
+            engine=lambda params: "fake/float32",
+        ),
+        _operator(
+            "tune",
+            TuneParams,
+            "whole",
+            inputs={
+                "data": Port("table", "what to learn from"),
+                "model": MODEL,
+                "adapter": Port("adapter", "where to go on", required=False),
+            },
+            outputs=lambda params: {"adapter": "adapter", "metrics": "table"},
+            columns=lambda params, inputs: {"metrics": ("step", "loss")},
+        ),
+        _operator(
+            "merge",
+            TrainParams,
+            "whole",
+            inputs={"model": MODEL, "adapter": Port("adapter", "what to merge into it")},
+            outputs=lambda params: {"model": "model"},
         ),
     )
 }

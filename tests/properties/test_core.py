@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from flowmesh.base.ids import RunId, StepId, TaskId, WorkerId
 from flowmesh.core.events import (
     PlaneStarted,
+    ProgressForgotten,
     RunCancelled,
     StepAssembled,
     StepExpanded,
@@ -59,6 +60,23 @@ class AnyHistory(RuleBasedStateMachine):
     def report_what_it_does_not_hold(self, worker: str, task: int, end: Failure | None) -> None:
         self.bench.sync(worker, failed={f"x{task}": end})  # type: ignore[dict-item]
 
+    @rule(worker=workers, task=numbers, step=st.integers(1, 5), saves=st.booleans())
+    def progress(self, worker: str, task: int, step: int, saves: bool) -> None:
+        name, state = TaskId(f"x{task}"), self.bench.plane.state
+        known = state.tasks.get(name) or state.left.get(name)
+        before = known.step if known else 0
+        changes = self.bench.progress(worker, name, step, f"t{step}" if saves else "")
+        after = state.tasks.get(name) or state.left.get(name)
+        assert (after.step if after else 0) >= before
+        if saves and changes.progressed:
+            assert after is not None
+            assert (after.step, after.checkpoint) == (step, f"t{step}")
+
+    @rule(tasks=st.sets(numbers, max_size=3))
+    def forget(self, tasks: set[int]) -> None:
+        named = tuple(TaskId(f"x{task}") for task in sorted(tasks))
+        self.bench.step(ProgressForgotten(self.bench.now_ms, named))
+
     @rule(worker=workers)
     def leave(self, worker: str) -> None:
         self.bench.sync(worker, leaving=True)
@@ -102,9 +120,9 @@ class AnyHistory(RuleBasedStateMachine):
             )
         )
 
-    @rule(run=numbers)
-    def cancel(self, run: int) -> None:
-        self.bench.step(RunCancelled(self.bench.now_ms, RunId(f"r{run}")))
+    @rule(run=numbers, checkpoint=st.booleans())
+    def cancel(self, run: int, checkpoint: bool) -> None:
+        self.bench.step(RunCancelled(self.bench.now_ms, RunId(f"r{run}"), checkpoint))
 
     @rule(gap_ms=st.sampled_from([-5_000, 1, 1_000, 16_000, 130_000]))
     def wait(self, gap_ms: int) -> None:

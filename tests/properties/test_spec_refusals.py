@@ -36,8 +36,34 @@ DOCUMENT: dict[str, Any] = {
         "c": {"op": "concat", "tables": ["${steps.b}", "${steps.a.errors}"]},
         "d": {"op": "query", "sql": "SELECT * FROM t", "tables": {"t": "${steps.c}"}},
         "e": {"op": "split", "rows": "${steps.d}", "parts": {"x": 1, "y": 2}},
+        "l": {
+            "when": "steps.e.x.q != 3",
+            "loop": {
+                "rounds": "${inputs.n}",
+                "carry": {"p": {"start": "${models.chat}", "next": "${steps.t.adapter}"}},
+                "collect": {"s": "${steps.b.summary}"},
+                "until": "steps.b.summary.mean > 0.5",
+                "steps": {
+                    "b": {
+                        "op": "score",
+                        "rows": "${steps.a}",
+                        "model": "m",
+                        "adapter": "${loop.p}",
+                    },
+                    "t": {
+                        "op": "tune",
+                        "data": "${steps.b}",
+                        "model": "m@prod",
+                        "seed": "${loop.round}",
+                        "needs": {"memory_gb": 1},
+                    },
+                },
+            },
+        },
+        "m": {"op": "merge", "model": "m", "adapter": "${steps.l.p}"},
+        "s": {"op": "concat", "tables": "${steps.l.s}"},
     },
-    "outputs": {"o": "${steps.e.x}"},
+    "outputs": {"o": "${steps.e.x}", "p": "${steps.l.p}"},
 }
 scalars = (
     st.none()
@@ -52,6 +78,11 @@ scalars = (
             "${inputs.rows}",
             "${matrix.k}",
             "${models.chat}",
+            "${loop.p}",
+            "${loop.round}",
+            "${steps.l.s}",
+            "${steps.l}",
+            "${steps.t}",
         ]
     )
     | st.sampled_from(["${", "$${", "{{ q }}", "{{", "{% if %}", "steps.b.count", "write", "table"])
@@ -83,7 +114,9 @@ def checked(data: Any) -> Graph:
 
 
 def test_the_document_itself_is_sound() -> None:
-    assert list(checked(DOCUMENT).order) == ["a", "b[k=1]", "b[k=2]", "c", "d", "e"]
+    before = ["a", "b[k=1]", "b[k=2]", "c", "d", "e"]
+    rounds = ["l[1].b", "l[1].t", "l[2].b", "l[2].t"]
+    assert list(checked(DOCUMENT).order) == [*before, *rounds, "m", "s"]
 
 
 @given(st.data())

@@ -69,6 +69,14 @@ def test_a_new_policy_replays_an_old_journal(seed: int) -> None:
     assert later.state == world.plane.state
 
 
+def test_long_tasks_are_gone_on_with() -> None:
+    """That no lease repeats what is saved is asserted on the way, in `World`."""
+    worlds = [World(seed) for seed in range(4)]
+    for world in worlds:
+        world.run(until_ms=15 * MINUTE_MS)
+    assert sum(world.resumed for world in worlds) > 4
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_without_faults_shared_work_runs_once(seed: int) -> None:
     world = World(seed, runs=40)

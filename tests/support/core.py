@@ -1,6 +1,7 @@
 """Small histories for tests of the core: a plane, a clock, runs of one step."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
 from flowmesh.core.check import check
@@ -10,6 +11,7 @@ from flowmesh.core.events import (
     RunSubmitted,
     StepAssembled,
     StepExpanded,
+    TaskProgressed,
     TaskResult,
     WorkerSynced,
 )
@@ -18,8 +20,10 @@ from flowmesh.core.records import Failure, OnError, Run, RunStatus, Step, TaskSp
 from flowmesh.core.state import Changes
 
 
-def spec(name: str, *, key: str = "k", work: float = 1.0, max_batch: int = 4) -> TaskSpec:
-    return TaskSpec(TaskId(name), key, "models", work, max_batch, "pack", 0)
+def spec(
+    name: str, *, key: str = "k", work: float = 1.0, max_batch: int = 4, **more: Any
+) -> TaskSpec:
+    return TaskSpec(TaskId(name), key, "models", work, max_batch, "pack", 0, **more)
 
 
 @dataclass
@@ -83,6 +87,7 @@ class Bench:
         leaving: bool = False,
         usd_per_hour: float = 0.0,
         warm: tuple[str, ...] = (),
+        **more: Any,
     ) -> list[tuple[str, ...]]:
         """Report and return the batches that the worker should be running now."""
         held = self.held(worker)
@@ -108,9 +113,23 @@ class Bench:
                 warm,
                 results,
                 leaving,
+                **more,
             )
         )
         return self.running(worker)
+
+    def progress(
+        self, worker: str, task: str, step: int, tree: str = "", lease: int | None = None
+    ) -> Changes:
+        """Say how far a task is, under the last lease of it; what that has changed."""
+        held = self.held(worker).get(TaskId(task), LeaseId(0)) if lease is None else LeaseId(lease)
+        named = (WorkerId(worker), held, TaskId(task))
+        self.step(TaskProgressed(self.now_ms, *named, step, tree))
+        return self.last
+
+    def checkpoints(self, worker: str = "w") -> list[tuple[str, ...]]:
+        """What the leases of a worker go on from."""
+        return [lease.checkpoints for lease, _ in self.plane.desired(WorkerId(worker))]
 
     def running(self, worker: str = "w") -> list[tuple[str, ...]]:
         return [left for _, left in self.plane.desired(WorkerId(worker))]

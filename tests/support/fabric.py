@@ -71,11 +71,16 @@ class Fabric:
         homes = {str(self.home / "workers" / str(slot)) for slot in range(self.workers)}
         return [pid for pid in _processes() if homes & set(_words(pid))]
 
-    def join_workers(self, count: int) -> None:
+    @property
+    def joined(self) -> list[subprocess.Popen[bytes]]:
+        return list(self._joined)
+
+    def join_workers(self, count: int, *options: str) -> None:
         """`flowmesh worker`, as from another machine: blobs travel over HTTP."""
-        for number in range(count):
+        for number in range(len(self._joined), len(self._joined) + count):
             home = self.home / f"joined-{number}"
             command = [sys.executable, "-m", "flowmesh", "worker", "--server", self.url]
+            command += options
             with (self.home / f"joined-{number}.log").open("ab") as log:
                 self._joined.append(
                     subprocess.Popen([*command, "--home", str(home)], stdout=log, stderr=log)

@@ -1,6 +1,7 @@
 """The server in process, and a worker and clients that a test plays by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,14 @@ def request(
     return {**body, **changes}
 
 
-def sync(client: TestClient, reports: list[dict[str, Any]], **info: Any) -> Any:
+def sync(
+    client: TestClient,
+    reports: list[dict[str, Any]],
+    progress: Sequence[dict[str, Any]] = (),
+    **info: Any,
+) -> Any:
     told = {"worker": "w", "host": "h", "runtimes": ["tables"], **info}
-    body = {"info": told, "reports": reports}
+    body = {"info": told, "reports": reports, "progress": list(progress)}
     return client.post("/v1/sync", json=body)
 
 

@@ -4,10 +4,19 @@ import json
 
 import pytest
 
-from flowmesh.cli.progress import Bars, Lines
+from flowmesh.cli import progress
+from flowmesh.cli.progress import Bars, Lines, progress_in_words
 from flowmesh.cli.summary import run_document, show_summary
 from flowmesh.cli.tree import drawn
-from flowmesh.wire import ArtifactView, LineageNode, RowFailure, RunView, StepView, TaskCounts
+from flowmesh.wire import (
+    ArtifactView,
+    LineageNode,
+    ProgressView,
+    RowFailure,
+    RunView,
+    StepView,
+    TaskCounts,
+)
 
 TABLE = ArtifactView(kind="table", digest=f"sha256:{'ab' * 32}/10", rows=2, columns=("q",))
 
@@ -42,6 +51,50 @@ def test_one_line_for_each_state_of_a_step(capsys: pytest.CaptureFixture[str]) -
         "one: running, 3 items",
         "one: succeeded (2 executed)",
     ]
+
+
+def test_how_far_a_long_task_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"loss": 0.6134, "tokens_per_s": 410.2, "left_s": 64.0}
+    at = ProgressView(step=12, steps=40, facts=facts)
+    later = ProgressView(step=20, steps=40, message="a checkpoint could not be stored: full")
+    history = [step("running", items=1), step("running", items=1, progress=at)]
+    history += [step("running", items=1, progress=later)] * 2
+    history += [step("running", items=1, waits_for="waits for a worker")]
+    monkeypatch.setattr(progress, "LINE_GAP_S", 0.0)
+    with Lines() as lines:
+        for one in history:
+            lines.update(view(steps=[one]))
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "one: running, 1 item",
+        "one: running, step 12/40  loss 0.613  410 tokens/s  1 min left",
+        "one: running, step 20/40  a checkpoint could not be stored: full",
+        "one: running, 1 item  waits for a worker",
+    ]
+    show_summary(view(steps=[history[1]]))
+    assert "one  running, step 12/40  loss 0.613" in capsys.readouterr().out
+    with Bars() as bars:
+        for one in history:
+            bars.update(view(steps=[one]))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("left_s", 0.4, "0 s left"),
+        ("left_s", 59.0, "59 s left"),
+        ("left_s", 3599.0, "60 min left"),
+        ("left_s", 7300.0, "2 h left"),
+        ("rows_per_s", 1.234, "1.23 rows/s"),
+        ("tokens_per_s", 12345.6, "12346 tokens/s"),
+        ("grad_norm", 0.000123, "grad norm 0.000123"),
+    ],
+)
+def test_facts_read_as_what_they_are(name: str, value: float, words: str) -> None:
+    told = progress_in_words(ProgressView(step=3, steps=0, facts={name: value}))
+    assert told == f"step 3  {words}"
 
 
 def test_bars_write_nothing_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:

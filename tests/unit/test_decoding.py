@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from flowmesh.runtimes.decoding import Answer, Decoder, Request, _Row  # noqa: E402
 from flowmesh.runtimes.row_cache import RowCache  # noqa: E402
 from flowmesh.runtimes.sampling import GREEDY, Sampling, stream_key  # noqa: E402
-from flowmesh.runtimes.weights import Weights  # noqa: E402
+from flowmesh.runtimes.weights import BrokenModel, Weights  # noqa: E402
 from support.tiny_model import CONTEXT_TOKENS, make_tiny  # noqa: E402
 
 pytestmark = pytest.mark.model
@@ -98,6 +98,35 @@ def test_the_bound_on_noise_widens_when_a_pass_exceeds_it(weights: Weights) -> N
     noisy = Decoder(NoisyWeights(weights, noise=0.05))
     dict(noisy.generate(requests(weights, 24, temperature=1.0, tokens=60)))
     assert noisy.counts.noise == pytest.approx(6 * 0.05, rel=0.1)
+
+
+class BreakingWeights(Weights):
+    """A model that makes no numbers of a row once it has read a certain token."""
+
+    def __init__(self, whole: Weights, token: int) -> None:
+        self.__dict__.update(whole.__dict__)
+        self.token = token
+
+    def forward(self, tokens: Any, cache: Any, **kwargs: Any) -> Any:
+        logits = super().forward(tokens, cache, **kwargs).clone()
+        for row, read in enumerate(tokens):
+            if self.token in read:
+                logits[row] = torch.nan
+        return logits
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_a_row_that_breaks_stops_no_other(weights: Weights, logprobs: bool) -> None:
+    prompts = [weights.prompt_tokens({"prompt": text}) for text in ("What is blue?", "Why?", "a")]
+    wanted = [Request(prompt, 30, logprobs=logprobs) for prompt in prompts]
+    whole = answers(weights, wanted)
+    held = [set(prompt) | set(one.tokens) for prompt, one in zip(prompts, whole, strict=True)]
+    token = min(set(whole[1].tokens[2:-1]) - set(whole[1].tokens[:2]) - held[0] - held[2])
+    found: dict[int, Answer] = {}
+    with pytest.raises(BrokenModel):
+        for index, answer in Decoder(BreakingWeights(weights, token)).generate(wanted):
+            found[index] = answer
+    assert found == {0: whole[0], 2: whole[2]}
 
 
 def test_greedy_agrees_with_transformers(weights: Weights) -> None:

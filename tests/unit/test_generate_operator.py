@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from flowmesh.base.digest import Digest
+from flowmesh.operators.catalog import catalog
 from flowmesh.operators.generate import (
     CHOOSE,
     EMBED,
@@ -13,7 +15,11 @@ from flowmesh.operators.generate import (
     EmbedParams,
     GenerateParams,
 )
+from flowmesh.spec.action import Artifact
+from flowmesh.spec.expand import Scope, expand
+from flowmesh.spec.graph import build
 from flowmesh.spec.operator import ParamError
+from flowmesh.spec.workflow import load
 
 
 def task(sample: int = 0, **given: Any) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def refusal(params: type, **given: Any) -> str:
         ({"prompt": "a", "dtype": "float16"}, "dtype"),
         ({"prompt": "a", "into": "two words"}, "into"),
         ({"prompt": "a", "into": "finish_reason"}, "into"),
+        ({"prompt": "a", "into": "completion_tokens"}, "into"),
     ],
 )
 def test_generate_refuses(given: dict[str, Any], field: str) -> None:
@@ -74,6 +81,49 @@ def test_a_prompt_and_its_spelling_as_messages_are_one_task() -> None:
     assert task(prompt="p", system="s") == task(messages=messages)
     assert task(prompt="p", system="s") == task(messages=messages[1:], system="s")
     assert task(prompt="p") != task(prompt="p", chat=False)
+
+
+def test_a_task_is_named_as_ever_unless_it_asks_for_tokens() -> None:
+    """Pinned: other parameters here would have all work of before done again."""
+    plain = {
+        "messages": [{"role": "user", "content": "p"}],
+        "max_tokens": 128,
+        "stop": [],
+        "logprobs": False,
+        "temperature": 0.0,
+    }
+    assert task(prompt="p") == plain
+    assert task(prompt="p", tokens=False) == plain
+    assert task(prompt="p", tokens=True) == plain | {"tokens": True}
+    drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": None, "sample": 2}
+    assert task(2, prompt="p", temperature=1) == plain | drawn
+
+
+def expanded(operator: str, adapter: str) -> tuple[str, str]:
+    """The task and the batch key of one row with an adapter, or with none if it is empty."""
+    more = "choices: [a, b]" if operator == "choose" else "max_tokens: 4"
+    if adapter:
+        more += f", adapter: {adapter}"
+    text = (
+        "flowmesh: 1\ninputs: {rows: {type: table}}\nsteps: {s: {"
+        f"op: {operator}, rows: '${{inputs.rows}}', model: m, prompt: p, {more}}}}}\n"
+    )
+    workflow, positions = load(text)
+    node = build(workflow, positions, catalog(), {}, {}).steps["s"]
+    rows = Artifact("table", str(Digest.of(b"rows")), 1, ("q",))
+    names = {"model": "m"} | ({"adapter": adapter} if adapter else {})
+    trees = {port: Artifact("tree", str(Digest.of(n.encode()))) for port, n in names.items()}
+    made = expand(node, {"rows": rows, **trees}, [{}], Scope("r", "t", "d"))
+    (task,) = made.actions
+    return task, made.keys[task][0]
+
+
+@pytest.mark.parametrize("operator", ["generate", "choose"])
+def test_adapters_make_other_tasks_of_one_batch_key(operator: str) -> None:
+    found = [expanded(operator, adapter) for adapter in ("", "one", "two")]
+    assert len({task for task, _ in found}) == 3
+    assert len({key for _, key in found}) == 1
+    assert "adapter" not in EMBED.inputs
 
 
 def test_greedy_forgets_what_can_not_change_it() -> None:
@@ -102,9 +152,11 @@ def test_only_draws_without_a_seed_are_fresh_in_each_run() -> None:
 
 def test_shaped_rows_have_the_declared_columns() -> None:
     row = {"text": "t", "finish_reason": "stop", "logprobs": {"tokens": [], "logprobs": []}}
+    row |= {"prompt_tokens": [1], "completion_tokens": [2]}
     for params in (
         GenerateParams(prompt="p"),
         GenerateParams(prompt="p", samples=2, logprobs=True, into="x"),
+        GenerateParams(prompt="p", logprobs=True, tokens=True),
     ):
         (shaped,) = GENERATE.shape(params, [row], 1)
         assert tuple(shaped) == GENERATE.adds(params)

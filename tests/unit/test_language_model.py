@@ -1,5 +1,6 @@
 """The engines of generate, choose and embed as a worker uses them: actions in, outcomes out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flowmesh.runtimes.embedder import open_embedder  # noqa: E402
 from flowmesh.runtimes.language_model import open_language_model  # noqa: E402
 from flowmesh.spec.action import Action, Artifact, Result  # noqa: E402
 from support.blobs import DirBlobs  # noqa: E402
+from support.tiny_adapter import make_adapter  # noqa: E402
 from support.tiny_model import CONTEXT_TOKENS, make_tiny  # noqa: E402
 
 pytestmark = pytest.mark.model
@@ -39,6 +41,11 @@ def generate(name: str, sample: int = 0, **given: Any) -> Work:
     params = GENERATE.params.model_validate({"max_tokens": 8} | given)
     task = GENERATE.task(params, params.model_dump(mode="json"), sample)
     return Work(name, Action("generate", 1, task, PORTS, "transformers/float32"))
+
+
+def adapted(work: Work, adapter: Digest) -> Work:
+    ports = {**PORTS, "adapter": Artifact("tree", str(adapter))}
+    return replace(work, action=replace(work.action, inputs=ports))
 
 
 def choose(name: str, **given: Any) -> Work:
@@ -82,6 +89,45 @@ def test_results_hold_text_reason_and_counts(engine: Engine) -> None:
     assert result(outcome).numerics == "exact"
     assert result(outcome).usage.generated_tokens == 8
     assert result(outcome).usage.prompt_tokens > 5
+
+
+def test_tokens_are_told_if_asked_for(engine: Engine) -> None:
+    weights = engine.weights  # type: ignore[attr-defined]
+    found = row(run(engine, generate("t", prompt="Why?", logprobs=True, tokens=True))["t"])
+    prompt = weights.prompt_tokens({"messages": [{"role": "user", "content": "Why?"}]})
+    assert found["prompt_tokens"] == list(prompt)
+    assert weights.text(found["completion_tokens"]) == found["text"]
+    assert len(found["completion_tokens"]) == len(found["logprobs"]["logprobs"]) == 8
+    plain = row(run(engine, generate("t", prompt="Why?", logprobs=True))["t"])
+    assert plain == {key: found[key] for key in ("text", "finish_reason", "logprobs")}
+
+
+def test_the_end_token_is_among_the_tokens(tmp_path: Path) -> None:
+    engine = opened(tmp_path / "store", make_tiny(tmp_path / "model"))
+    weights = engine.weights  # type: ignore[attr-defined]
+    asked = {"prompt": "Why?", "tokens": True, "logprobs": True}
+    whole = row(run(engine, generate("t", **asked))["t"])["completion_tokens"]
+    weights.end_tokens = frozenset({whole[3]})
+    ended = whole[: whole.index(whole[3]) + 1]
+    found = row(run(engine, generate("t", **asked))["t"])
+    assert found["finish_reason"] == "stop"
+    assert found["completion_tokens"] == ended
+    assert len(found["logprobs"]["logprobs"]) == len(ended)
+    assert found["text"] == weights.text(ended[:-1])
+
+
+def test_log_probabilities_are_those_of_the_draw_at_temperature_1(engine: Engine) -> None:
+    """What a policy's update needs: of the whole vocabulary, at temperature 1."""
+    weights = engine.weights  # type: ignore[attr-defined]
+    for given in ({"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}, {}):
+        asked = generate("t", prompt="Why?", seed=4, tokens=True, logprobs=True, **given)
+        found = row(run(engine, asked)["t"])
+        prompt, drawn = found["prompt_tokens"], found["completion_tokens"]
+        with torch.inference_mode():
+            logits = weights.model(torch.tensor([[*prompt, *drawn]])).logits[0].double()
+        table = torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1]
+        expected = [float(line[token]) for line, token in zip(table, drawn, strict=True)]
+        assert found["logprobs"]["logprobs"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_samples_differ_and_each_is_repeatable(engine: Engine) -> None:
@@ -211,6 +257,62 @@ def test_weights_that_are_no_numbers_fail_every_task(tmp_path: Path) -> None:
     batch = (generate("a", prompt="a"), generate("b", prompt="b"), choose("c", choices=["x", "y"]))
     for outcome in run(engine, *batch).values():
         assert "not a number" in refusal(outcome)
+
+
+def test_adapters_share_a_batch_and_are_loaded_while_the_engine_is_warm(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    engine = opened(tmp_path / "store", model)
+    before = row(run(engine, generate("t", prompt="Why?"))["t"])
+    parameters = [one.data_ptr() for one in engine.weights.model.parameters()]  # type: ignore[attr-defined]
+    blobs = DirBlobs(tmp_path / "store")
+    trees = [
+        blobs.put_tree(
+            make_adapter(model, tmp_path / str(seed), seed=seed, r=2 + seed, origin=str(MODEL))
+        )
+        for seed in range(4)
+    ]
+    batch = [
+        adapted(work, tree)
+        for number, tree in enumerate(trees)
+        for work in (
+            generate(f"greedy {number}", prompt="Why?"),
+            generate(f"drawn {number}", prompt="Why?", temperature=1, seed=1),
+            choose(f"chosen {number}", choices=["yes", "no it is"]),
+        )
+    ]
+    batch.append(generate("base", prompt="Why?"))
+    together = run(engine, *batch)
+    assert {work.task: run(engine, work)[work.task] for work in batch} == together
+    assert row(together["base"]) == before
+    greedy = {row(outcome)["text"] for name, outcome in together.items() if name[0] in "gb"}
+    assert len(greedy) == 5, "or the adapters change nothing"
+    assert [one.data_ptr() for one in engine.weights.model.parameters()] == parameters  # type: ignore[attr-defined]
+
+
+def test_a_bad_adapter_fails_its_own_rows(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    engine = opened(tmp_path / "store", model)
+    blobs = DirBlobs(tmp_path / "store")
+    good = blobs.put_tree(make_adapter(model, tmp_path / "good", origin=str(MODEL)))
+    elsewhere = str(Digest.of(b"another model"))
+    foreign = blobs.put_tree(make_adapter(model, tmp_path / "foreign", origin=elsewhere))
+    wild = blobs.put_tree(make_adapter(model, tmp_path / "wild", size=1e19))
+    batch = {
+        "good": adapted(generate("good", prompt="Why?"), good),
+        "base": generate("base", prompt="Why?"),
+        "foreign": adapted(generate("foreign", prompt="Why?"), foreign),
+        "choice": adapted(choose("choice", choices=["a", "b"]), foreign),
+        "wild": adapted(generate("wild", prompt="Why?"), wild),
+        "model": adapted(generate("model", prompt="Why?"), MODEL),
+    }
+    found = run(engine, *batch.values())
+    assert "another base model" in refusal(found["foreign"])
+    assert refusal(found["choice"]) == refusal(found["foreign"])
+    assert "adapter's, are damaged" in refusal(found["wild"])
+    assert "this is not an adapter" in refusal(found["model"])
+    for name in ("good", "base"):
+        assert found[name] == run(engine, batch[name])[name]
+        assert row(found[name])["text"]
 
 
 def test_a_language_model_is_no_embedding_model(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_built_in_operators_come_by_name() -> None:
     assert {
         "transform", "render", "concat", "split", "dedupe", "generate", "choose", "embed",
         "python", "python_table", "http",
+        "sft", "dpo", "kto", "reward_model", "grpo", "rloo",
+        "reward", "judge", "evaluate", "compare", "harness",
     } == {operator.name for operator in BUILT_IN}  # fmt: skip
     assert all(catalog()[operator.name] is operator for operator in BUILT_IN)
 

@@ -58,6 +58,70 @@ def test_equal_to_the_document_by_hand() -> None:
     assert load(flow.to_yaml())[0] == by_hand
 
 
+LOOPED = """\
+flowmesh: 1
+name: demo
+inputs:
+  rounds: {type: int, default: 3}
+  prompts: {type: table}
+models:
+  tuned: {name: bot@prod}
+steps:
+  improve:
+    loop:
+      rounds: ${inputs.rounds}
+      until: steps.scored.summary.mean > 0.9
+      carry:
+        policy: {start: "${models.tuned}", next: "${steps.tune.adapter}"}
+        data: {next: "${steps.scored}"}
+      steps:
+        scored: {op: score, rows: "${inputs.prompts}", adapter: "${loop.policy}"}
+        tune: {op: tune, data: ["${steps.scored}", "${loop.data}"], seed: "${loop.round}"}
+      collect:
+        scores: ${steps.scored.summary}
+    when: inputs.rounds > 1
+outputs:
+  policy: ${steps.improve.policy}
+"""
+
+
+def test_a_loop_is_equal_to_the_one_by_hand() -> None:
+    flow = Workflow("demo")
+    rounds = flow.parameter("rounds", "int", default=3)
+    prompts = flow.table("prompts")
+    tuned = flow.model("tuned", name="bot@prod")
+    improve = flow.loop(
+        "improve",
+        rounds=rounds,
+        until="steps.scored.summary.mean > 0.9",
+        when="inputs.rounds > 1",
+    )
+    policy = improve.carry("policy", start=tuned)
+    data = improve.carry("data")
+    scored = improve.step("scored", "score", rows=prompts, adapter=policy)
+    tune = improve.step("tune", "tune", data=[scored, data], seed=improve.round)
+    improve.next("policy", tune.adapter)
+    improve.next("data", scored)
+    improve.collect("scores", scored.summary)
+    flow.output("policy", improve.output("policy"))
+    by_hand, _ = load(LOOPED)
+    assert flow.document() == by_hand
+    assert load(flow.to_yaml())[0] == by_hand
+
+
+def test_a_loop_knows_what_it_carries() -> None:
+    improve = Workflow("demo").loop("improve", rounds=2)
+    improve.carry("policy")
+    with pytest.raises(SpecError, match="carries no 'polcy': use `carry`"):
+        improve.next("polcy", improve.step("a", "render"))
+    for again in (
+        lambda: improve.carry("policy"),
+        lambda: improve.step("a", "render"),
+    ):
+        with pytest.raises(SpecError, match="is used twice"):
+            again()
+
+
 AWKWARD = (
     *("yes", "No", "1e3", "089", "0x10", "1_0", "~", "null", "", " a", "- a", "a: b", "="),
     *("2026-01-01", "# a", "a # b", "line\n  two\n", "\n", "tab\tx", "trail \nx", "{{ q }}"),

@@ -14,6 +14,7 @@ from flowmesh.base.errors import AccessDenied
 from flowmesh.sdk.transport import Address, NoServer, Transport, address
 from flowmesh.server.app import ServerSettings, create_app
 from flowmesh.spec.workflow import ModelSource
+from flowmesh.stores.trees import Manifest, TreeFile
 
 FLOW = {
     "flowmesh": 1,
@@ -100,13 +101,14 @@ def test_bytes_come_back_as_they_went(client: Client, tmp_path: Path) -> None:
 
 
 def test_models_by_name(client: Client) -> None:
-    digest = client.store_put(b"as good as a manifest")
+    file = TreeFile("config.json", client.store_put(b"{}"))
+    digest = client.store_put(Manifest((file,)).encode())
     assert client.models() == []
     made = client.add_model("smol", ModelSource(digest=str(digest)))
     assert client.model("smol").artifact == made.artifact
     with pytest.raises(NotFound, match="did you mean 'smol'"):
         client.model("smoll")
-    client.remove_model("smol")
+    assert [one.artifact for one in client.remove_model("smol")] == [made.artifact]
     assert client.models() == []
     with pytest.raises(SpecError, match="is not installed"):
         client.add_model("x", ModelSource(package="no-such-package"))

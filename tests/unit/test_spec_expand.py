@@ -1,6 +1,7 @@
 """From a step to tasks and back to tables, by example; the laws are in `properties`."""
 
 import json
+import re
 from collections.abc import Iterator
 from textwrap import dedent
 from typing import Any
@@ -189,6 +190,22 @@ def test_the_schema_knows_each_operator() -> None:
     assert write["additionalProperties"] is False
     assert "write.Turn" in schema["$defs"]
     assert schema["$defs"]["step-query"]["properties"]["tables"]["type"] == "object"
+
+
+def test_the_schema_knows_loops() -> None:
+    definitions = json_schema(CATALOG)["$defs"]
+    steps = json_schema(CATALOG)["properties"]["steps"]["patternProperties"]
+    (one,) = steps.values()
+    assert one["oneOf"] == [{"$ref": "#/$defs/Step"}, {"$ref": "#/$defs/LoopStep"}]
+    loop = definitions["Loop"]["properties"]
+    assert set(loop) == {"rounds", "carry", "collect", "until", "steps"}
+    (body,) = loop["steps"]["patternProperties"].values()
+    assert body == {"$ref": "#/$defs/Step"}
+    assert definitions["LoopStep"]["required"] == ["loop"]
+    adapter = re.compile(definitions["step-answer"]["properties"]["adapter"]["pattern"])
+    for fits in ("${loop.policy}", "${steps.tune.adapter}", "support-bot@prod"):
+        assert adapter.search(fits)
+    assert not adapter.search("a/b")
 
 
 def test_every_reference_within_the_schema_leads_somewhere() -> None:

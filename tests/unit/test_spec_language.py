@@ -43,7 +43,7 @@ def test_a_whole_reference_is_told_from_one_within_a_text() -> None:
     [
         ("${inputs.n", "without `}`"),
         ("${input.n}", "did you mean 'inputs'?"),
-        ("${n}", "starts with 'n'; known: inputs, matrix, models, steps"),
+        ("${n}", "starts with 'n'; known: inputs, loop, matrix, models, steps"),
         ("${inputs}", r"expected \$\{inputs.NAME\}"),
         ("${inputs.a.b}", r"expected \$\{inputs.NAME\}"),
         ("${steps.a.b.c}", r"\$\{steps.NAME.PORT\}"),
@@ -170,7 +170,7 @@ KNOWN = conditions.Known(["n", "flag"], ["t"], ["judge", "my-step"])
     ],
 )
 def test_a_condition_tells_its_steps(expression: str, steps: tuple[str, ...]) -> None:
-    assert conditions.check(expression, KNOWN) == steps
+    assert conditions.check(expression, KNOWN).steps == steps
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_a_condition_tells_its_steps(expression: str, steps: tuple[str, ...]) ->
         ("input.n", "cannot see 'input'; did you mean 'inputs'?"),
         ("matrix.x", "cannot see matrix.x; known: t"),
         ("steps.juge.count", "cannot see steps.juge; did you mean 'judge'?"),
-        ("steps.judge", "expected steps.judge.count or steps.judge.skipped"),
-        ("steps.judge.rows", "expected steps.judge.count or steps.judge.skipped"),
+        ("steps.judge", "expected steps.judge.count, steps.judge.skipped or steps.judge.PORT.COLU"),
+        ("steps.judge.rows", "expected steps.judge.count, steps.judge.skipped or steps.judge.PORT"),
         ("inputs", "cannot see 'inputs' alone"),
         ("inputs[matrix.t]", "cannot see 'inputs' alone"),
         ("1 +", "cannot be read"),

@@ -12,8 +12,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flowmesh.base.digest import Digest, canonical, fingerprint
+from flowmesh.base.errors import StoreError
 from flowmesh.spec.action import Action, Result
-from flowmesh.wire import LeaseBody, LeaseTask, SyncAnswer, SyncRequest, TaskReport
+from flowmesh.wire import (
+    ErrorBody,
+    LeaseBody,
+    LeaseStop,
+    LeaseTask,
+    SyncAnswer,
+    SyncRequest,
+    TaskProgress,
+    TaskReport,
+)
 
 #: No wait of a test is longer; one that is has failed.
 PATIENCE_S = 30.0
@@ -32,6 +42,9 @@ class FakeServer:
         settle: while false, reports are taken but not settled.
         open: while clear, uploads are not answered; `waiting` counts them.
         tell: `sync` answers so instead, if set.
+        full: while true, uploads are refused for want of room.
+        progress: what was said of tasks, in the order of its coming.
+        stopping: what the answers say of leases that are over.
         uploads, downloads: hashes, in the order of their coming.
     """
 
@@ -48,6 +61,9 @@ class FakeServer:
         self.open.set()
         self.waiting = 0
         self.tell: Response | None = None
+        self.full = False
+        self.progress: list[TaskProgress] = []
+        self.stopping: list[LeaseStop] = []
         self._changed = asyncio.Condition()
         self._port = 0
 
@@ -93,12 +109,15 @@ class FakeServer:
         self.blobs[digest.hash] = content
         return digest
 
-    async def grant(self, lease: int, *actions: Action) -> list[str]:
+    async def grant(self, lease: int, *actions: Action, checkpoint: str = "") -> list[str]:
         """Lease actions out; the tasks' ids."""
         documents = [action.document() for action in actions]
         pack = str(self.put(b"".join(canonical(one) + b"\n" for one in documents)))
         tasks = [fingerprint(one) for one in documents]
-        named = [LeaseTask(task=t, pack=pack, line=n) for n, t in enumerate(tasks)]
+        named = [
+            LeaseTask(task=task, pack=pack, line=n, checkpoint=checkpoint)
+            for n, task in enumerate(tasks)
+        ]
         key = f"{actions[0].op}@1"
         self.leases[lease] = LeaseBody(lease=lease, batch_key=key, op=actions[0].op, tasks=named)
         await self.change()
@@ -126,11 +145,20 @@ class FakeServer:
             if self.settle:
                 settled.append((report.lease, report.task))
                 self._forget(report)
+        self.progress += asked.progress
+        saved = [(one.lease, one.task, one.checkpoint) for one in asked.progress if one.checkpoint]
         await self.change()
-        if not settled:
+        if not settled and not saved:
             await self._park(asked)
-        leases = list(self.leases.values())
-        return JSONResponse(SyncAnswer(leases=leases, settled=settled).model_dump(mode="json"))
+        answer = SyncAnswer(
+            leases=list(self.leases.values()), settled=settled, saved=saved, stopping=self.stopping
+        )
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    def saved(self) -> list[TaskProgress]:
+        """Checkpoints that were told, each once."""
+        told = {one.checkpoint: one for one in self.progress if one.checkpoint}
+        return list(told.values())
 
     async def _park(self, asked: SyncRequest) -> None:
         """Hold the answer until the worker should do something else than it does."""
@@ -171,6 +199,10 @@ class FakeServer:
         await self.change()
         await self.open.wait()
         self.waiting -= 1
+        if self.full:
+            said = "the disk is full"
+            body = ErrorBody(title="", status=502, code=StoreError.code, detail=said)
+            return JSONResponse(body.model_dump(mode="json"), 502)
         assert Digest.of(content).hash == request.path_params["hash"]
         self.put(content)
         self.uploads.append(request.path_params["hash"])

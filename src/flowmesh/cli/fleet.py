@@ -88,15 +88,30 @@ def up(
               help="Threads of each batch.")  # fmt: skip
 @click.option("--slots", default=1, show_default=True, type=click.IntRange(1, 64),
               help="Batches at one time.")  # fmt: skip
+@click.option("--devices", type=click.IntRange(1, 1024),
+              help="GPUs that a batch may use; those found, or 1, if not given.")  # fmt: skip
+@click.option("--stop-grace", default=20.0, show_default=True, type=click.FloatRange(0, 3600),
+              help="Seconds that long tasks have for a checkpoint at the end.")  # fmt: skip
+@click.option("--interruptions-per-hour", default=0.01, show_default=True,
+              type=click.FloatRange(min=0, min_open=True),
+              help="How often this machine may be taken away.")  # fmt: skip
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), hidden=True,
               help="The server's store, where it is on this machine.")  # fmt: skip
 @click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True),
               help="Leave after so many seconds without a server; never by default.")  # fmt: skip
 @process
-def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **options: Any) -> None:
+def worker(
+    app: App,
+    memory: int | None,
+    devices: int | None,
+    stop_grace: float,
+    exit_when_orphaned: float | None,
+    **options: Any,
+) -> None:
     """Work for a server.
 
-    From any machine that can reach it, until told to stop.
+    From any machine that can reach it, until told to stop. At SIGTERM (the notice of a machine
+    that is about to be taken away) long tasks leave a checkpoint, and go on elsewhere.
 
     What it offers follows from what is installed here: `pip install flowmesh[transformers]`
     for language models. It keeps a cache in HOME, `<home>/worker` by default.
@@ -109,7 +124,7 @@ def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **opt
     Example: flowmesh worker --server http://10.0.0.5:8420 --token SECRET
     """
     from flowmesh.worker.agent import run_worker
-    from flowmesh.worker.settings import WorkerSettings, most_memory_bytes
+    from flowmesh.worker.settings import WorkerSettings, devices_found, most_memory_bytes
 
     _log_to_stderr()
     source = click.get_current_context().get_parameter_source("home")
@@ -120,6 +135,8 @@ def worker(app: App, memory: int | None, exit_when_orphaned: float | None, **opt
         home=(app.home if chosen else app.home / "worker").absolute(),
         token=app.token,
         memory_bytes=memory if memory is not None else most_memory_bytes(),
+        devices=devices if devices is not None else devices_found(),
+        stop_grace_s=stop_grace,
         exit_when_orphaned_s=exit_when_orphaned,
         **options,
     )
@@ -141,7 +158,10 @@ def workers(app: App) -> None:
     if app.as_json:
         emit([one.model_dump(mode="json") for one in found])
         return
-    headers = ("worker", "host", "offers", "slots", "running", "memory", "usd/h", "heard")
+    headers = (
+        *("worker", "host", "offers", "slots", "running"),
+        *("devices", "memory", "usd/h", "heard"),
+    )
     now_ms = time.time() * 1000
     rows = [
         (
@@ -150,6 +170,7 @@ def workers(app: App) -> None:
             ",".join(one.runtimes),
             one.slots,
             one.running,
+            one.devices,
             size(one.memory_bytes) if one.memory_bytes else "any",
             f"{one.usd_per_hour:g}",
             f"{max(0.0, now_ms - one.heard_ms) / 1000:.0f} s ago",

@@ -139,9 +139,13 @@ def _print(chosen: "list[Output]") -> None:
 
 @click.command()
 @_RUN
+@click.option("--checkpoint", is_flag=True,
+              help="Let long tasks leave a checkpoint first, for up to 5 s.")  # fmt: skip
 @service
-def cancel(app: App, run: str) -> None:
+def cancel(app: App, run: str, checkpoint: bool) -> None:
     """Stop RUN. Work that other runs wait for goes on; a settled run stays as it is.
+
+    After --checkpoint, the same workflow run again goes on where its long tasks were.
 
     Exit status: 0, 2 there is no such run, 3 the service cannot be reached.
 
@@ -151,7 +155,7 @@ def cancel(app: App, run: str) -> None:
     from flowmesh.cli.summary import run_document
 
     with app.client() as client:
-        view = client.run(run).cancel()
+        view = client.run(run).cancel(checkpoint=checkpoint)
     if app.as_json:
         emit(run_document(view))
     else:

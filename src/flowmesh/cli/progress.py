@@ -1,11 +1,12 @@
 """A run as it goes on: bars where a terminal shows them, else a line at each change."""
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from flowmesh.cli.output import is_live, note, plain
-from flowmesh.wire import RunView, StepView
+from flowmesh.wire import ProgressView, RunView, StepView
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from flowmesh.sdk.runs import Run
 
 _SETTLED = ("succeeded", "failed", "skipped", "cancelled")
+#: Where lines cannot be redrawn, how often a step that goes on says so.
+LINE_GAP_S = 10.0
 
 
 class Display(Protocol):
@@ -39,10 +42,11 @@ def follow(run: "Run") -> RunView:
 
 
 class Lines:
-    """One line for each state that a step comes to."""
+    """One line for each state that a step comes to, and now and then how far it is."""
 
     def __init__(self) -> None:
         self._told: dict[str, str] = {}
+        self._said: dict[str, tuple[float, str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -56,11 +60,23 @@ class Lines:
             self._told[""] = view.status
         for step in view.steps:
             told = self._told.get(step.step)
+            if step.status == told == "running":
+                self._go_on(step)
             if step.status == told or (told is None and step.status == "waiting"):
                 continue
             self._told[step.step] = step.status
             if step.status == "running" or step.status in _SETTLED:
                 note(f"{step.step}: {in_words(step)}")
+                self._said[step.step] = (time.monotonic(), in_words(step))
+
+    def _go_on(self, step: StepView) -> None:
+        if step.progress is None and not step.waits_for:
+            return
+        said_s, words = self._said[step.step]
+        now_s = time.monotonic()
+        if now_s - said_s >= LINE_GAP_S and in_words(step) != words:
+            note(f"{step.step}: {in_words(step)}")
+            self._said[step.step] = (now_s, in_words(step))
 
 
 class Bars:
@@ -98,20 +114,31 @@ class Bars:
             task = self._tasks[step.step]
             if step.status == "running":
                 self._bars.start_task(task)
+            done, total = _parts(step)
             self._bars.update(
                 task,
-                total=step.items or None,
-                completed=step.items if step.status == "succeeded" else step.done,
+                total=total,
+                completed=done,
                 words=in_words(step, with_message=False),
             )
             if step.status in _SETTLED:
                 self._bars.stop_task(task)
 
 
+def _parts(step: StepView) -> tuple[int, int | None]:
+    """How much of a step is done, and of how much: its items, or the steps of a long task."""
+    if step.status == "running" and step.progress is not None and step.progress.steps:
+        return step.progress.step, step.progress.steps
+    return (step.items if step.status == "succeeded" else step.done), step.items or None
+
+
 def in_words(step: StepView, *, with_message: bool = True) -> str:
     """A step's state, what its tasks came to, and why if something is wrong."""
     if step.status == "running":
-        return f"running, {step.items} {'item' if step.items == 1 else 'items'}"
+        told = f"{step.items} {'item' if step.items == 1 else 'items'}"
+        if step.progress is not None:
+            told = progress_in_words(step.progress)
+        return "  ".join(filter(None, (f"running, {told}", step.waits_for)))
     tasks = step.tasks
     counts = {
         "executed": tasks.executed,
@@ -122,3 +149,27 @@ def in_words(step: StepView, *, with_message: bool = True) -> str:
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     why = f": {step.message}" if step.message and with_message else ""
     return step.status + (f" ({told})" if told else "") + why
+
+
+def progress_in_words(progress: ProgressView) -> str:
+    """As `step 12/40  loss 0.613  410 tokens/s  1 min left`."""
+    words = [f"step {progress.step}" + (f"/{progress.steps}" if progress.steps else "")]
+    words += [_fact(name, value) for name, value in progress.facts.items()]
+    return "  ".join([*words, *filter(None, [progress.message])])
+
+
+def _fact(name: str, value: float) -> str:
+    """A number by what its name says it is: `left_s` is time, `tokens_per_s` a rate."""
+    what = name.removesuffix("_per_s").removesuffix("_s").replace("_", " ")
+    if name.endswith("_per_s"):
+        return f"{value:.0f} {what}/s" if value >= 100 else f"{value:.3g} {what}/s"
+    if name.endswith("_s"):
+        return f"{_duration(value)} {what}"
+    return f"{what} {value:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits or so: a forecast has no more."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.0f} h"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flowmesh.cli.output import heading, say, table, usd
+from flowmesh.cli.progress import in_words
 from flowmesh.wire import ArtifactView, RunView
 
 _FAILURES_TOLD = 10
@@ -30,6 +31,7 @@ def show_summary(view: RunView) -> None:
     items = sum(step.items for step in view.steps)
     rows.append(("total", "", "", items, tasks.executed, tasks.reused, tasks.joined, tasks.failed))
     say(table(headers, rows))
+    _show_running(view)
     say()
     spared = tasks.reused + tasks.joined
     say(f"{tasks.total} distinct tasks in {view.batches} batches; {spared} were not executed again")
@@ -42,6 +44,15 @@ def show_summary(view: RunView) -> None:
         say()
         say(f"rows:     flowmesh outputs {view.run} --name {first}")
         say(f"lineage:  flowmesh lineage {view.run}:{first}")
+
+
+def _show_running(view: RunView) -> None:
+    """How far the long tasks are, and what is waited for in vain."""
+    going = [step for step in view.steps if step.progress is not None or step.waits_for]
+    if going:
+        say()
+    for step in going:
+        say(f"{step.step}  {in_words(step)}")
 
 
 def _show_failures(view: RunView) -> None:

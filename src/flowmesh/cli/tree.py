@@ -1,9 +1,13 @@
 """Lineage drawn as a tree."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from flowmesh.cli.output import plain, usd
 from flowmesh.wire import LineageNode
+
+#: Characters of the parameters of a step.
+_PARAMS_LIMIT = 120
 
 
 def drawn(root: LineageNode) -> str:
@@ -18,9 +22,11 @@ def _lines(root: LineageNode) -> Iterator[str]:
     while waiting:
         node, before, below = waiting.pop()
         key = (node.label, node.digest, node.run, node.row)
-        again = key in seen and bool(node.children)
-        seen.add(key)
-        yield before + _described(node) + (" (as above)" if again else "")
+        again = node.again or (key in seen and bool(node.children))
+        where = f" (as {'above' if key in seen else 'below'})" if again else ""
+        if not again:
+            seen.add(key)
+        yield before + _described(node) + where
         if again:
             continue
         branches = []
@@ -33,6 +39,8 @@ def _lines(root: LineageNode) -> Iterator[str]:
 
 def _described(node: LineageNode) -> str:
     words = [node.label if node.kind in node.label else f"{node.label} ({node.kind})"]
+    if node.used_as not in ("", "rows"):
+        words[0] = f"{node.used_as}: {words[0]}"
     if node.digest:
         words.append(node.digest.partition("/")[0][: len("sha256:") + 12])
     words += _facts(node)
@@ -41,11 +49,23 @@ def _described(node: LineageNode) -> str:
     return plain("  ".join(words))
 
 
+def _params(params: Mapping[str, Any]) -> str:
+    """The parameters that were chosen, in one line."""
+    told = ", ".join(f"{name} {value}" for name, value in params.items())
+    return told if len(told) <= _PARAMS_LIMIT else f"{told[: _PARAMS_LIMIT - 3]}..."
+
+
 def _facts(node: LineageNode) -> Iterator[str]:
     """What people ask first; `--json` has all of it."""
     facts = node.facts
+    if name := facts.get("name"):
+        yield f"called {name}"
+    if (rows := facts.get("rows")) is not None:
+        yield f"{rows} rows"
     if operator := facts.get("operator"):
         yield f"by {operator}"
+    if params := facts.get("params"):
+        yield f"with {_params(params)}"
     if worker := facts.get("worker"):
         yield f"on {worker}"
     if (seconds := facts.get("seconds")) is not None:

@@ -7,16 +7,18 @@ from dataclasses import replace
 from typing import assert_never
 
 from flowmesh.base.ids import RunId, StepId, TaskId
-from flowmesh.core import estimate, tasks
+from flowmesh.core import checkpoints, estimate, tasks
 from flowmesh.core.decisions import Decision, GrantLease, LoseWorker
 from flowmesh.core.events import (
     Event,
     PlaneStarted,
+    ProgressForgotten,
     RunCancelled,
     RunSubmitted,
     StepAssembled,
     StepExpanded,
     StepReopened,
+    TaskProgressed,
     TaskResult,
     Tick,
     WorkerGone,
@@ -56,18 +58,23 @@ def apply(state: State, record: Event | Decision) -> None:
         case WorkerSynced():
             _worker_synced(state, record)
         case RunCancelled():
-            _settle(state, record.run, RunStatus.CANCELLED, "cancelled on request")
+            _run_cancelled(state, record)
+        case TaskProgressed() | ProgressForgotten():
+            checkpoints.take(state, record)
         case GrantLease():
             _grant_lease(state, record)
         case LoseWorker() | WorkerGone():
             _remove_worker(state, record, counts=True)
-        case PlaneStarted():
-            for worker in tuple(state.workers.values()):
-                state.put_worker(replace(worker, heard_ms=state.now_ms))
-        case Tick():
-            pass
+        case PlaneStarted() | Tick():
+            _time_passed(state, record)
         case _:
             assert_never(record)
+
+
+def _time_passed(state: State, event: PlaneStarted | Tick) -> None:
+    if isinstance(event, PlaneStarted):
+        for worker in tuple(state.workers.values()):
+            state.put_worker(replace(worker, heard_ms=state.now_ms))
 
 
 def _run_submitted(state: State, event: RunSubmitted) -> None:
@@ -215,6 +222,13 @@ def _fail_step(state: State, step: Step) -> None:
     _settle(state, step.run, RunStatus.FAILED, f"step {name}: {step.message}")
 
 
+def _run_cancelled(state: State, event: RunCancelled) -> None:
+    run = state.runs.get(event.run)
+    for step_id in run.steps if run and event.checkpoint else ():
+        tasks.unwant(state, step_id, checkpoint=True)
+    _settle(state, event.run, RunStatus.CANCELLED, "cancelled on request")
+
+
 def _settle(state: State, run_id: RunId, status: RunStatus, message: str) -> None:
     """End a run: what is still open in it is cancelled, and it leaves the state."""
     run = state.runs.get(run_id)
@@ -261,6 +275,9 @@ def _worker_synced(state: State, event: WorkerSynced) -> None:
             warm=event.warm,
             heard_ms=state.now_ms,
             leases=old.leases if old else (),
+            devices=event.devices,
+            memory_bytes=event.memory_bytes,
+            draining=event.draining,
         )
     )
     for result in event.results:
@@ -299,8 +316,15 @@ def _grant_lease(state: State, choice: GrantLease) -> None:
     assert choice.lease == state.next_lease, choice
     state.next_lease += 1
     worker = state.workers[choice.worker]
-    assert len(worker.leases) < worker.slots, worker
-    lease = Lease(choice.lease, choice.worker, choice.batch_key, choice.tasks, state.now_ms)
+    assert worker.takes_work, worker
+    lease = Lease(
+        choice.lease,
+        choice.worker,
+        choice.batch_key,
+        choice.tasks,
+        state.now_ms,
+        tuple(state.tasks[task_id].checkpoint for task_id in choice.tasks),
+    )
     state.leases[lease.id] = lease
     state.lease_left[lease.id] = dict.fromkeys(choice.tasks)
     state.put_worker(replace(worker, leases=(*worker.leases, lease.id)))

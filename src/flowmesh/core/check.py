@@ -2,6 +2,7 @@
 
 from math import isclose
 
+from flowmesh.core import pool
 from flowmesh.core.records import StepStatus, TaskStatus
 from flowmesh.core.state import State
 
@@ -12,15 +13,15 @@ def check(state: State) -> None:
     _leases(state)
     _steps(state)
     _pool(state)
+    _checkpoints(state)
     assert not state.failing
     assert all(state.done.values()) and all(state.ended.values())
 
 
 def _tasks(state: State) -> None:
     for task in state.tasks.values():
-        queues = (
-            state.ready[task.spec.batch_key].queues if task.spec.batch_key in state.ready else {}
-        )
+        key = pool.key_of(task.spec)
+        queues = state.ready[key].queues if key in state.ready else {}
         filed = task.id in queues.get(task.tenant, {}).get(task.priority, {})
         assert filed == (task.status is TaskStatus.READY), task
         delayed = task.id in state.delayed.get(task.due_ms, {})
@@ -47,7 +48,7 @@ def _leases(state: State) -> None:
     for worker in state.workers.values():
         assert len(worker.leases) <= worker.slots, worker
         assert all(lease in state.leases for lease in worker.leases), worker
-        assert (worker.id in state.idle) == (len(worker.leases) < worker.slots), worker
+        assert (worker.id in state.idle) == worker.takes_work, worker
     assert all(worker_id in state.workers for worker_id in state.idle)
 
 
@@ -86,3 +87,16 @@ def _pool(state: State) -> None:
         assert all(queue for queues in key.queues.values() for queue in queues.values()), key
     for due_ms, tasks in state.delayed.items():
         assert tasks, due_ms
+
+
+def _checkpoints(state: State) -> None:
+    for task in state.tasks.values():
+        assert bool(task.checkpoint) == (task.step > 0), task
+        assert task.saved_by is None or task.checkpoint, task
+        assert task.step >= task.spec.step, task
+        assert task.id not in state.left, task
+    for lease in state.leases.values():
+        assert len(lease.checkpoints) == len(lease.tasks), lease
+    for left in state.left.values():
+        assert left.checkpoint and left.step > 0, left
+    assert not state.stopping.keys() & state.leases.keys()

@@ -97,7 +97,10 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSynced:
-    """A worker's whole state: what it is and what it has finished. `leaving`: it goes now."""
+    """A worker's whole state: what it is and what it has finished.
+
+    `draining`: it takes no new work, as it goes soon. `leaving`: it goes now.
+    """
 
     at_ms: int
     worker: WorkerId
@@ -107,6 +110,9 @@ class WorkerSynced:
     warm: tuple[str, ...] = ()
     results: tuple[TaskResult, ...] = ()
     leaving: bool = False
+    devices: int = 1
+    memory_bytes: int = 0
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,11 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class RunCancelled:
+    """`checkpoint`: what is stopped by it may first leave a checkpoint, for a short while."""
+
     at_ms: int
     run: RunId
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,30 @@ class PlaneStarted:
     at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class TaskProgressed:
+    """How far a long task is, or, with `checkpoint`, that it can go on from `step`.
+
+    The blobs of a checkpoint are in the store before anybody says so.
+    """
+
+    at_ms: int
+    worker: WorkerId
+    lease: LeaseId
+    task: TaskId
+    step: int
+    checkpoint: str = ""
+    record: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressForgotten:
+    """Nobody has wanted these tasks for long: what they have left may go."""
+
+    at_ms: int
+    tasks: tuple[TaskId, ...]
+
+
 Event = (
     RunSubmitted
     | StepExpanded
@@ -147,6 +180,8 @@ Event = (
     | RunCancelled
     | Tick
     | PlaneStarted
+    | TaskProgressed
+    | ProgressForgotten
 )
 EVENTS: tuple[type, ...] = (
     RunSubmitted,
@@ -158,4 +193,6 @@ EVENTS: tuple[type, ...] = (
     RunCancelled,
     Tick,
     PlaneStarted,
+    TaskProgressed,
+    ProgressForgotten,
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from flowmesh.base.ids import TaskId, WorkerId
+from flowmesh.base.ids import LeaseId, TaskId, WorkerId
 from flowmesh.core.apply import apply
 from flowmesh.core.decisions import Decision
 from flowmesh.core.events import Event
@@ -43,6 +43,11 @@ class ControlPlane:
         known = self.state.workers.get(worker)
         held = known.leases if known else ()
         return [(self.state.leases[lease], tuple(self.state.lease_left[lease])) for lease in held]
+
+    def stopping(self, worker: WorkerId) -> list[tuple[LeaseId, int]]:
+        """Leases of `worker` that have ended and may leave a checkpoint; and until when."""
+        stops = self.state.stopping.items()
+        return [(lease, stop.due_ms) for lease, stop in stops if stop.worker == worker]
 
     def outstanding(self) -> list[Step]:
         """Steps that the driver must expand or assemble: a pure reading of the state."""

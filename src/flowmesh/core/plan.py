@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from flowmesh.base.ids import LeaseId, TaskId
-from flowmesh.core import estimate, pool
+from flowmesh.core import estimate, needs, pool
 from flowmesh.core.apply import VIRTUAL_USD_PER_S
 from flowmesh.core.decisions import GrantLease, LoseWorker
 from flowmesh.core.records import Worker
@@ -24,28 +24,29 @@ def expire(state: State) -> Iterator[LoseWorker]:
 
 
 #: What the score depends on in a worker, beside the batch key.
-Kind = tuple[tuple[str, ...], float, tuple[str, ...]]
+Kind = tuple[tuple[str, ...], float, tuple[str, ...], int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A batch key on idle workers that are alike, the longest idle first."""
+    """A key of the pool on idle workers that are alike, the longest idle first."""
 
     workers: tuple[Worker, ...]
-    batch_key: str
+    key: str
     score: Score
 
 
 def _rank(candidate: Candidate) -> tuple[float, str, str]:
     """Total first; ids after it, so that equal scores give one answer everywhere."""
-    return (candidate.score.total, candidate.workers[0].id, candidate.batch_key)
+    return (candidate.score.total, candidate.workers[0].id, candidate.key)
 
 
 def _kinds(state: State) -> dict[Kind, list[Worker]]:
     kinds: dict[Kind, list[Worker]] = {}
     for worker_id in state.idle:
         worker = state.workers[worker_id]
-        kind = (worker.runtimes, worker.usd_per_hour, worker.warm)
+        has = (worker.devices, worker.memory_bytes)
+        kind = (worker.runtimes, worker.usd_per_hour, worker.warm, *has)
         kinds.setdefault(kind, []).append(worker)
     return kinds
 
@@ -62,14 +63,15 @@ def place(state: State, weights: Weights) -> GrantLease | None:
     kinds = _kinds(state)
     for best in sorted(_candidates(state, kinds, served_usd, weights), key=_rank, reverse=True):
         for worker in best.workers:
-            tasks = batch(state, worker, best.batch_key)
+            tasks = batch(state, worker, best.key)
             if tasks:
-                option = option_of(state, worker, best.batch_key, tasks, served_usd)
+                batch_key = pool.batch_key(state, state.ready[best.key])
+                option = option_of(state, worker, batch_key, tasks, served_usd)
                 return GrantLease(
                     at_ms=state.now_ms,
                     lease=LeaseId(state.next_lease),
                     worker=worker.id,
-                    batch_key=best.batch_key,
+                    batch_key=batch_key,
                     tasks=tasks,
                     score=score(option, weights),
                 )
@@ -79,20 +81,20 @@ def place(state: State, weights: Weights) -> GrantLease | None:
 def _candidates(
     state: State, kinds: dict[Kind, list[Worker]], served_usd: float, weights: Weights
 ) -> Iterator[Candidate]:
-    for batch_key, key in state.ready.items():
-        heads = tuple(pool.heads(key))
+    for name, key in state.ready.items():
+        heads, batch_key = tuple(pool.heads(key)), pool.batch_key(state, key)
         for workers in kinds.values():
-            if key.runtime in workers[0].runtimes:
+            if needs.fits(workers[0], key):
                 sample = option_of(state, workers[0], batch_key, heads, served_usd)
-                option = _outline(state, batch_key, key, sample)
-                yield Candidate(tuple(workers), batch_key, score(option, weights))
+                option = _outline(state, key, sample)
+                yield Candidate(tuple(workers), name, score(option, weights))
 
 
-def _outline(state: State, batch_key: str, key: ReadyKey, sample: Option) -> Option:
+def _outline(state: State, key: ReadyKey, sample: Option) -> Option:
     """A full batch of a key, from the key's totals and the option of the heads of its queues."""
     first = state.tasks[next(pool.heads(key))]
     size = min(key.count, first.batch_limit)
-    unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
+    unit_s = state.estimates.get(first.spec.batch_key, estimate.PRIOR).unit_s
     return replace(sample, work_s=size * key.work / key.count * unit_s)
 
 
@@ -122,12 +124,13 @@ def best_served_usd(state: State) -> float:
     return max(tenant.virtual_usd for tenant in state.tenants.values() if tenant.open_runs)
 
 
-def batch(state: State, worker: Worker, batch_key: str) -> tuple[TaskId, ...]:
-    """The tasks of one batch, in fair order, as many as each of them allows."""
-    key = state.ready[batch_key]
-    unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
+def batch(state: State, worker: Worker, name: str) -> tuple[TaskId, ...]:
+    """The tasks of one batch out of a key of the pool, in fair order, as many as each allows."""
+    key = state.ready[name]
+    unit_s = state.estimates.get(pool.batch_key(state, key), estimate.PRIOR).unit_s
     others = any(
-        other.id != worker.id and key.runtime in other.runtimes for other in state.workers.values()
+        other.id != worker.id and needs.fits(other, key) and not other.draining
+        for other in state.workers.values()
     )
     picked: list[TaskId] = []
     limit: int | None = None

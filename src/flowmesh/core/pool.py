@@ -1,4 +1,4 @@
-"""The ready pool: which tasks could run now, by batch key, tenant and priority.
+"""The ready pool: which tasks could run now, by batch key and needs, tenant and priority.
 
 Law: `file` and `withdraw` keep it in step with the tasks. `in_fair_order` only reads.
 """
@@ -7,14 +7,22 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from flowmesh.base.ids import TaskId
-from flowmesh.core.records import Task
+from flowmesh.core.records import Task, TaskSpec
 from flowmesh.core.state import ReadyKey, State
+
+
+def key_of(spec: TaskSpec) -> str:
+    """The place of a task in the pool: what has equal keys fits the same workers."""
+    if (spec.devices, spec.memory_bytes) == (1, 0):
+        return spec.batch_key
+    return f"{spec.batch_key} {spec.devices} {spec.memory_bytes}"
 
 
 def file(state: State, task: Task) -> None:
     """Put a ready task at the end of its queue."""
     spec = task.spec
-    key = state.ready.setdefault(spec.batch_key, ReadyKey(spec.runtime))
+    fresh = ReadyKey(spec.runtime, devices=spec.devices, memory_bytes=spec.memory_bytes)
+    key = state.ready.setdefault(key_of(spec), fresh)
     queue = key.queues.setdefault(task.tenant, {}).setdefault(task.priority, {})
     assert task.id not in queue, task
     queue[task.id] = None
@@ -25,7 +33,7 @@ def file(state: State, task: Task) -> None:
 def withdraw(state: State, task: Task) -> None:
     """Take a ready task out; empty queues and keys go with it."""
     spec = task.spec
-    key = state.ready[spec.batch_key]
+    key = state.ready[key_of(spec)]
     by_priority = key.queues[task.tenant]
     del by_priority[task.priority][task.id]
     if not by_priority[task.priority]:
@@ -35,7 +43,7 @@ def withdraw(state: State, task: Task) -> None:
     key.count -= 1
     key.work -= spec.work
     if not key.count:
-        del state.ready[spec.batch_key]
+        del state.ready[key_of(spec)]
 
 
 def heads(key: ReadyKey) -> Iterator[TaskId]:
@@ -43,6 +51,11 @@ def heads(key: ReadyKey) -> Iterator[TaskId]:
     for by_priority in key.queues.values():
         for queue in by_priority.values():
             yield next(iter(queue))
+
+
+def batch_key(state: State, key: ReadyKey) -> str:
+    """The one batch key of all tasks of a key."""
+    return state.tasks[next(heads(key))].spec.batch_key
 
 
 def in_fair_order(state: State, key: ReadyKey, usd_per_work: float) -> Iterator[TaskId]:

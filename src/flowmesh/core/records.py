@@ -110,6 +110,9 @@ class TaskSpec:
         max_batch: most tasks of one lease.
         pack, line: where its action document is: a blob of JSON lines.
         pure: a late result, from a lease that has ended, still counts.
+        devices, memory_bytes: what a worker must have to run it.
+        checkpoint, step: the tree that an earlier attempt left last, and the step it goes on
+            from; empty if none did.
     """
 
     id: TaskId
@@ -120,6 +123,10 @@ class TaskSpec:
     pack: str
     line: int
     pure: bool = True
+    devices: int = 1
+    memory_bytes: int = 0
+    checkpoint: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +139,8 @@ class Task:
         batch_limit: most tasks it may run with; falls when a batch fails as a whole.
         attempts, bugs, crashes, losses: failures so far, each with a limit of its own.
         avoid: the worker it failed on last; another is preferred.
+        checkpoint, step: the newest tree that an attempt has left, and the step it goes on from.
+        saved_by: the lease that left it; None if it came with the task.
     """
 
     spec: TaskSpec
@@ -148,6 +157,9 @@ class Task:
     losses: int = 0
     due_ms: int = 0
     avoid: WorkerId | None = None
+    checkpoint: str = ""
+    step: int = 0
+    saved_by: LeaseId | None = None
 
     @property
     def id(self) -> TaskId:
@@ -156,18 +168,42 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one worker to run a batch, for as long as the worker is heard of."""
+    """The right of one worker to run a batch, for as long as the worker is heard of.
+
+    `checkpoints`: for each of the tasks, the tree to go on from, or nothing.
+    """
 
     id: LeaseId
     worker: WorkerId
     batch_key: str
     tasks: tuple[TaskId, ...]
     granted_ms: int
+    checkpoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The checkpoint of a task that nobody wants any more, and when it was noted."""
+
+    checkpoint: str
+    step: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A lease that has ended and whose work may leave a checkpoint until `due_ms`."""
+
+    worker: WorkerId
+    due_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as it last described itself. `warm` are batch keys whose engine is loaded."""
+    """A worker as it last described itself. `warm` are batch keys whose engine is loaded.
+
+    `memory_bytes` 0 is no limit. One that is `draining` gets no new work.
+    """
 
     id: WorkerId
     runtimes: tuple[str, ...]
@@ -176,6 +212,13 @@ class Worker:
     warm: tuple[str, ...]
     heard_ms: int
     leases: tuple[LeaseId, ...] = ()
+    devices: int = 1
+    memory_bytes: int = 0
+    draining: bool = False
+
+    @property
+    def takes_work(self) -> bool:
+        return len(self.leases) < self.slots and not self.draining
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,26 @@ from dataclasses import dataclass, field
 
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
 from flowmesh.core.events import TaskResult
-from flowmesh.core.records import Estimate, Lease, Run, Step, Task, Tenant, Worker
+from flowmesh.core.records import (
+    Estimate,
+    Lease,
+    Left,
+    Run,
+    Step,
+    Stop,
+    Task,
+    Tenant,
+    Worker,
+)
 
 
 @dataclass(slots=True)
 class ReadyKey:
-    """The ready tasks of one batch key, by tenant and priority, oldest first."""
+    """The ready tasks of one batch key and equal needs, by tenant and priority, oldest first."""
 
     runtime: str
+    devices: int = 1
+    memory_bytes: int = 0
     count: int = 0
     work: float = 0.0
     queues: dict[TenantId, dict[int, dict[TaskId, None]]] = field(default_factory=dict)
@@ -35,6 +47,17 @@ class Accepted:
     final: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """Progress that counted. `checkpoint` replaces what the task had before, if it is given."""
+
+    task: TaskId
+    step: int
+    checkpoint: str
+    record: str
+    runs: tuple[RunId, ...]
+
+
 @dataclass(slots=True)
 class Changes:
     """What `apply` changed since it was last drained: the read models are made from it."""
@@ -44,6 +67,11 @@ class Changes:
     granted: list[tuple[Lease, tuple[RunId, ...]]] = field(default_factory=list)
     ended: list[tuple[Lease, str]] = field(default_factory=list)
     accepted: list[Accepted] = field(default_factory=list)
+    progressed: list[Progressed] = field(default_factory=list)
+    #: Checkpoints that were told and are of no use: a newer one is known.
+    stale: list[str] = field(default_factory=list)
+    #: Tasks whose progress and checkpoint are given up.
+    forgotten: list[TaskId] = field(default_factory=list)
     #: Workers of leases that became smaller.
     trimmed: list[WorkerId] = field(default_factory=list)
     #: Whether the event itself took effect: late and repeated ones do not.
@@ -59,7 +87,7 @@ class State:
         todo: steps that the driver must expand or assemble.
         wants: who waits for a task; a task that nobody wants is dropped.
         tasks_of: the unsettled tasks that a step waits for.
-        ready: the ready pool, by batch key.
+        ready: the ready pool, by batch key and needs, see `pool.key_of`.
         delayed: tasks that back off, by the time at which they are due.
         lease_left: tasks of a lease that have not ended.
         idle: workers with a free slot.
@@ -71,6 +99,9 @@ class State:
             a late result counts only under a lease that was granted for its task.
         settled_ms: when a run settled; kept for `RETAIN_MS`, so that a repeated
             submission is known.
+        left: checkpoints of tasks that were dropped or failed, the oldest first; kept for
+            `RETAIN_MS`, so that an expansion that looked into the tables before misses none.
+        stopping: leases that have ended and may still leave a checkpoint.
     """
 
     now_ms: int = 0
@@ -94,6 +125,8 @@ class State:
     done: dict[int, dict[TaskId, None]] = field(default_factory=dict)
     ended: dict[int, dict[LeaseId, Lease]] = field(default_factory=dict)
     settled_ms: dict[RunId, int] = field(default_factory=dict)
+    left: dict[TaskId, Left] = field(default_factory=dict)
+    stopping: dict[LeaseId, Stop] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes, compare=False)
 
     def drain(self) -> Changes:
@@ -109,7 +142,7 @@ class State:
 
     def put_worker(self, worker: Worker) -> None:
         self.workers[worker.id] = worker
-        if len(worker.leases) < worker.slots:
+        if worker.takes_work:
             self.idle[worker.id] = None
         else:
             self.idle.pop(worker.id, None)

@@ -17,11 +17,10 @@
 from dataclasses import replace
 
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
-from flowmesh.core import pool, retry
+from flowmesh.core import checkpoints, pool, retry
 from flowmesh.core.events import TaskResult
 from flowmesh.core.records import (
     Failure,
-    Lease,
     OnError,
     Step,
     StepStatus,
@@ -57,19 +56,24 @@ def want(state: State, step_id: StepId, spec: TaskSpec) -> bool:
         owner=step_id,
         since_ms=state.now_ms,
         batch_limit=spec.max_batch,
+        checkpoint=spec.checkpoint,
+        step=spec.step,
     )
-    state.tasks[task.id] = task
+    state.tasks[task.id] = task = checkpoints.taken_up(state, task)
     pool.file(state, task)
     return True
 
 
-def unwant(state: State, step_id: StepId) -> None:
-    """`step_id` waits no longer. Tasks that nobody else wants are dropped, and stopped."""
+def unwant(state: State, step_id: StepId, *, checkpoint: bool = False) -> None:
+    """`step_id` waits no longer. Tasks that nobody else wants are dropped, and stopped.
+
+    `checkpoint`: leases that end by this may leave a checkpoint before.
+    """
     for task_id in state.tasks_of.pop(step_id, {}):
         del state.wants[task_id][step_id]
         task = state.tasks[task_id]
         if not state.wants[task_id]:
-            _drop(state, task)
+            _drop(state, task, checkpoint=checkpoint)
             continue
         if task.owner == step_id:
             task = state.tasks[task_id] = replace(task, owner=next(iter(state.wants[task_id])))
@@ -89,13 +93,17 @@ def _refile(state: State, task: Task) -> None:
     state.tasks[task.id] = moved
 
 
-def _drop(state: State, task: Task) -> None:
+def _drop(state: State, task: Task, *, checkpoint: bool) -> None:
     _leave_place(state, task)
     del state.tasks[task.id]
     state.wants.pop(task.id, None)
+    checkpoints.leave(state, task)
     if task.lease is not None:
-        state.changes.trimmed.append(state.leases[task.lease].worker)
+        worker = state.leases[task.lease].worker
+        state.changes.trimmed.append(worker)
         leave_lease(state, task.lease, task.id, "nobody wants its tasks")
+        if checkpoint and task.lease not in state.leases:
+            checkpoints.ask_for_one(state, task.lease, worker)
 
 
 def _leave_place(state: State, task: Task) -> None:
@@ -138,7 +146,7 @@ def reported(state: State, result: TaskResult, worker_id: WorkerId) -> None:
     task = state.tasks.get(result.task)
     if task is None or task.status is TaskStatus.SUCCEEDED:
         return
-    lease = _granted(state, result, worker_id)
+    lease = checkpoints.granted(state, result.lease, result.task, worker_id)
     if lease is None:
         return
     current = task.lease == lease.id
@@ -148,17 +156,6 @@ def reported(state: State, result: TaskResult, worker_id: WorkerId) -> None:
         verdict = retry.after(task, result.failure, len(lease.tasks))
         _accept(state, task, result, worker_id, final=verdict.fails)
         _attempt_failed(state, verdict, worker_id, result.message)
-
-
-def _granted(state: State, result: TaskResult, worker_id: WorkerId) -> Lease | None:
-    """The lease, running or ended not long ago, under which a worker may report a task."""
-    lease = state.leases.get(result.lease)
-    if lease is None:
-        ended = (leases[result.lease] for leases in state.ended.values() if result.lease in leases)
-        lease = next(ended, None)
-    if lease is None or lease.worker != worker_id or result.task not in lease.tasks:
-        return None
-    return lease
 
 
 def _second(at_ms: int) -> int:
@@ -243,6 +240,7 @@ def _attempt_failed(
 def _failed(state: State, task: Task, message: str) -> None:
     """Tell every step that waits; a failure is never an answer for anyone later."""
     del state.tasks[task.id]
+    checkpoints.leave(state, task)
     for step_id in state.wants.pop(task.id):
         step = replace(state.steps[step_id], failed=state.steps[step_id].failed + 1)
         if step.on_error is OnError.FAIL:
@@ -280,6 +278,7 @@ def wake(state: State) -> None:
             del state.tasks[task_id]
     for second in [second for second in state.ended if second < kept_ms]:
         del state.ended[second]
+    checkpoints.tidy(state, kept_ms)
 
 
 def forget(state: State, task_id: TaskId) -> None:

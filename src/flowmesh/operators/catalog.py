@@ -10,11 +10,19 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
 from flowmesh.base.errors import FlowMeshError
+from flowmesh.operators.adapters import EXPORT, MERGE_ADAPTER
+from flowmesh.operators.compare import COMPARE
+from flowmesh.operators.evaluate import EVALUATE
 from flowmesh.operators.generate import CHOOSE, EMBED, GENERATE
+from flowmesh.operators.harness import HARNESS
 from flowmesh.operators.http import HTTP
+from flowmesh.operators.judge import JUDGE
+from flowmesh.operators.policy import ADVANTAGES, POLICY_UPDATE
 from flowmesh.operators.python import PYTHON, PYTHON_TABLE
 from flowmesh.operators.render import RENDER
+from flowmesh.operators.scoring import REWARD
 from flowmesh.operators.tables import CONCAT, DEDUPE, SPLIT, TRANSFORM
+from flowmesh.operators.train import TRAINING
 from flowmesh.spec.operator import Operator
 
 GROUP = "flowmesh.operators"
@@ -31,6 +39,16 @@ BUILT_IN = (
     PYTHON,
     PYTHON_TABLE,
     HTTP,
+    REWARD,
+    JUDGE,
+    EVALUATE,
+    COMPARE,
+    HARNESS,
+    *TRAINING,
+    ADVANTAGES,
+    POLICY_UPDATE,
+    MERGE_ADAPTER,
+    EXPORT,
 )
 
 

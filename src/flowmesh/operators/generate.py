@@ -16,16 +16,22 @@ from flowmesh.spec.operator import Determinism, Operator, ParamError, Params, Po
 NumericFormat = Literal["float32", "bfloat16"]
 Role = Literal["system", "user", "assistant"]
 
-_COLUMN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
-_DTYPE = "Numeric format of the model; results are independent of the batch in float32 only."
+COLUMN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
+DTYPE = "Numeric format of the model; results are independent of the batch in float32 only."
 #: English text has about four characters to a token: near enough for an estimate.
 _CHARS_PER_TOKEN = 4
 #: A prompt token costs less than one that is generated, as all of a prompt is read at once.
 _PROMPT_TOKEN_COST = 0.4
 
 _ROWS = Port("table", "one prompt for each row")
-_LANGUAGE_MODEL = Port("model", "a causal language model: a directory with safetensors weights")
-_PRELOAD = (
+LANGUAGE_MODEL = Port("model", "a causal language model: a directory with safetensors weights")
+ADAPTER = Port(
+    "adapter",
+    "a LoRA adapter of that model; rows of different adapters share batches and the base",
+    required=False,
+)
+_TOKEN_COLUMNS = ("prompt_tokens", "completion_tokens")
+PRELOAD = (
     "torch",
     "transformers",
     "transformers.models.auto.modeling_auto",
@@ -43,7 +49,7 @@ class Message(BaseModel):
     content: Annotated[str, Field(description="Template over the row's columns.")]
 
 
-class _Prompted(Params):
+class Prompted(Params):
     """What `generate` and `choose` share: how a row becomes a prompt."""
 
     prompt: Annotated[
@@ -60,22 +66,27 @@ class _Prompted(Params):
         bool,
         Field(description="Apply the model's chat template; false continues `prompt` as it is."),
     ] = True
-    dtype: Annotated[NumericFormat, Field(description=_DTYPE)] = "float32"
+    dtype: Annotated[NumericFormat, Field(description=DTYPE)] = "float32"
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ParamError("prompt", "give either `prompt` or `messages`, and not both")
-        if not self.chat:
-            for field in ("messages", "system"):
-                if getattr(self, field) is not None:
-                    raise ParamError(field, f"`{field}` needs a chat; remove it or `chat: false`")
-        if self.system is not None and any(m.role == "system" for m in self.messages or ()):
-            raise ParamError("system", "`messages` has a system message already; keep one of them")
+        check_prompt(self)
         return self
 
 
-class GenerateParams(_Prompted):
+def check_prompt(params: Prompted) -> None:
+    """Raise ParamError unless the parameters say in one way how a row becomes a prompt."""
+    if (params.prompt is None) == (params.messages is None):
+        raise ParamError("prompt", "give either `prompt` or `messages`, and not both")
+    if not params.chat:
+        for field in ("messages", "system"):
+            if getattr(params, field) is not None:
+                raise ParamError(field, f"`{field}` needs a chat; remove it or `chat: false`")
+    if params.system is not None and any(m.role == "system" for m in params.messages or ()):
+        raise ParamError("system", "`messages` has a system message already; keep one of them")
+
+
+class GenerateParams(Prompted):
     """Write a continuation, or several, for each row."""
 
     samples: Annotated[
@@ -105,16 +116,23 @@ class GenerateParams(_Prompted):
     logprobs: Annotated[
         bool, Field(description="Add the column `logprobs`: tokens and their log-probabilities.")
     ] = False
-    into: Annotated[str, Field(pattern=_COLUMN, description="Column of the answer.")] = "completion"
+    tokens: Annotated[
+        bool,
+        Field(
+            description="Add the columns `prompt_tokens` and `completion_tokens`: lists of token "
+            "ids, with the one that ended the answer."
+        ),
+    ] = False
+    into: Annotated[str, Field(pattern=COLUMN, description="Column of the answer.")] = "completion"
 
     @model_validator(mode="after")
     def _distinct_columns(self) -> Self:
-        if self.into in ("sample", "finish_reason", "logprobs"):
+        if self.into in ("sample", "finish_reason", "logprobs", *_TOKEN_COLUMNS):
             raise ParamError("into", f"`{self.into}` is a column that generate adds itself")
         return self
 
 
-class ChooseParams(_Prompted):
+class ChooseParams(Prompted):
     """Have the model pick one of the given answers for each row."""
 
     choices: Annotated[
@@ -128,7 +146,7 @@ class ChooseParams(_Prompted):
     into: Annotated[
         str,
         Field(
-            pattern=_COLUMN,
+            pattern=COLUMN,
             description="Column of the choice; `<into>_probability` and `_probabilities` go along.",
         ),
     ] = "choice"
@@ -152,11 +170,11 @@ class EmbedParams(Params):
         bool,
         Field(description="Cut a text to what the model can read; false fails its row."),
     ] = True
-    dtype: Annotated[NumericFormat, Field(description=_DTYPE)] = "float32"
-    into: Annotated[str, Field(pattern=_COLUMN, description="Column of the vector.")] = "embedding"
+    dtype: Annotated[NumericFormat, Field(description=DTYPE)] = "float32"
+    into: Annotated[str, Field(pattern=COLUMN, description="Column of the vector.")] = "embedding"
 
 
-def _prompt_of(params: _Prompted, rendered: Mapping[str, Any]) -> dict[str, Any]:
+def prompt_of(params: Prompted, rendered: Mapping[str, Any]) -> dict[str, Any]:
     """A prompt in its one spelling: `messages` for a chat, `prompt` for plain text."""
     if not params.chat:
         return {"prompt": rendered["prompt"]}
@@ -171,7 +189,7 @@ def _prompt_of(params: _Prompted, rendered: Mapping[str, Any]) -> dict[str, Any]
 def _generate_task(
     params: GenerateParams, rendered: Mapping[str, Any], sample: int
 ) -> dict[str, Any]:
-    task = _prompt_of(params, rendered) | {
+    task = prompt_of(params, rendered) | {
         "max_tokens": params.max_tokens,
         "stop": sorted(set(params.stop)),
         "logprobs": params.logprobs,
@@ -184,6 +202,8 @@ def _generate_task(
             "seed": params.seed,
             "sample": sample,
         }
+    if params.tokens:  # Only then: a task keeps the name that it had before this could be asked.
+        task["tokens"] = True
     return task
 
 
@@ -198,13 +218,17 @@ def _generate_shape(
         columns["finish_reason"] = row["finish_reason"]
         if params.logprobs:
             columns["logprobs"] = row["logprobs"]
+        if params.tokens:
+            columns |= {name: row[name] for name in _TOKEN_COLUMNS}
         shaped.append(columns)
     return shaped
 
 
 def _generate_adds(params: GenerateParams) -> tuple[str, ...]:
     sample = ("sample",) if params.samples > 1 else ()
-    return (params.into, *sample, "finish_reason", *(("logprobs",) if params.logprobs else ()))
+    logprobs = ("logprobs",) if params.logprobs else ()
+    tokens = _TOKEN_COLUMNS if params.tokens else ()
+    return (params.into, *sample, "finish_reason", *logprobs, *tokens)
 
 
 def _generate_determinism(params: GenerateParams) -> Determinism:
@@ -216,7 +240,7 @@ def _generate_samples(params: GenerateParams) -> int:
 
 
 def _choose_task(params: ChooseParams, rendered: Mapping[str, Any], sample: int) -> dict[str, Any]:
-    return _prompt_of(params, rendered) | {
+    return prompt_of(params, rendered) | {
         "choices": list(rendered["choices"]),
         "normalise": params.normalise,
     }
@@ -259,25 +283,27 @@ def _exact(params: Any) -> bool:
     return bool(params.dtype == "float32")
 
 
-def _tokens(text: str) -> float:
+def estimated_tokens(text: str) -> float:
     return len(text) / _CHARS_PER_TOKEN
 
 
-def _prompt_work(task: Mapping[str, Any]) -> float:
+def prompt_work(task: Mapping[str, Any]) -> float:
     turns = [m["content"] for m in task["messages"]] if "messages" in task else [task["prompt"]]
-    return 1 + _PROMPT_TOKEN_COST * sum(map(_tokens, turns))
+    return 1 + _PROMPT_TOKEN_COST * sum(map(estimated_tokens, turns))
 
 
 def _generate_work(task: Mapping[str, Any]) -> float:
-    return _prompt_work(task) + float(task["max_tokens"])
+    return prompt_work(task) + float(task["max_tokens"])
 
 
 def _choose_work(task: Mapping[str, Any]) -> float:
-    return _prompt_work(task) + _PROMPT_TOKEN_COST * sum(1 + _tokens(c) for c in task["choices"])
+    return prompt_work(task) + _PROMPT_TOKEN_COST * sum(
+        1 + estimated_tokens(c) for c in task["choices"]
+    )
 
 
 def _embed_work(task: Mapping[str, Any]) -> float:
-    return 1 + _tokens(task["text"])
+    return 1 + estimated_tokens(task["text"])
 
 
 GENERATE = Operator(
@@ -285,11 +311,11 @@ GENERATE = Operator(
     version=1,
     summary="Write text with a language model: chat or plain, one or several samples a row.",
     params=GenerateParams,
-    inputs={"rows": _ROWS, "model": _LANGUAGE_MODEL},
+    inputs={"rows": _ROWS, "model": LANGUAGE_MODEL, "adapter": ADAPTER},
     grain="row",
     runtime="transformers",
     entry="flowmesh.runtimes.language_model:open_language_model",
-    preload=_PRELOAD,
+    preload=PRELOAD,
     templated=("prompt", "messages", "system"),
     samples=_generate_samples,
     task=_generate_task,
@@ -307,11 +333,11 @@ CHOOSE = Operator(
     version=1,
     summary="Pick one of given answers by the probability a language model gives to each.",
     params=ChooseParams,
-    inputs={"rows": _ROWS, "model": _LANGUAGE_MODEL},
+    inputs={"rows": _ROWS, "model": LANGUAGE_MODEL, "adapter": ADAPTER},
     grain="row",
     runtime="transformers",
     entry="flowmesh.runtimes.language_model:open_language_model",
-    preload=_PRELOAD,
+    preload=PRELOAD,
     templated=("prompt", "messages", "system", "choices"),
     task=_choose_task,
     shape=_choose_shape,
@@ -334,7 +360,7 @@ EMBED = Operator(
     grain="row",
     runtime="transformers",
     entry="flowmesh.runtimes.embedder:open_embedder",
-    preload=(*_PRELOAD, "transformers.models.bert.modeling_bert"),
+    preload=(*PRELOAD, "transformers.models.bert.modeling_bert"),
     templated=("text",),
     task=_embed_task,
     shape=_embed_shape,

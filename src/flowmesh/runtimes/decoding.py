@@ -9,10 +9,13 @@ in a thousand tokens. The bound on noise widens by itself if a pass shows it too
 
 In other formats than float32 noise is as large as real differences: there the batch
 decides directly and the results are `near`, not `exact`.
+
+Rows of different adapters share a batch; passes over one row are adapted by its own alone.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
+from flowmesh.runtimes.low_rank import Adapter
 from flowmesh.runtimes.row_cache import RowCache
 from flowmesh.runtimes.sampling import GREEDY, Sampling, decide, settle
-from flowmesh.runtimes.weights import BrokenModel, Weights
+from flowmesh.runtimes.weights import BrokenModel, Prompt, Weights
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ class Request:
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,16 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     #: Prompt and whole blocks of generated tokens, once a canonical pass was needed.
     canonical: DynamicCache | None = None
+    #: Its logits are no numbers, so it can not go on.
+    broken: bool = False
+
+    @contextmanager
+    def breaking(self) -> Iterator[None]:
+        """Within it, a broken model or adapter breaks this row and no other."""
+        try:
+            yield
+        except BrokenModel:
+            self.broken = True
 
 
 class Decoder:
@@ -84,48 +99,76 @@ class Decoder:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.counts = Counts()
+        #: A wild adapter must not cost others their speed, so its bound is its own.
+        self._adapter_noise: dict[str, float] = {}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Yield `(index of the request, answer)` as answers are finished.
 
-        Raises MemoryError, BrokenModel.
+        Raises MemoryError; BrokenModel once all is yielded that can be: the requests without
+        an answer are those that the model, or their adapter, makes no numbers of.
         """
+        answered = 0
         for bucket in _buckets(requests):
-            yield from self._bucket([(index, requests[index]) for index in bucket])
+            for found in self._bucket([(index, requests[index]) for index in bucket]):
+                answered += 1
+                yield found
         log.info(
             "decoded %d tokens so far, %d recomputed alone, noise bound %.1e",
             self.counts.tokens,
             self.counts.recomputed,
             self.counts.noise,
         )
+        if answered < len(requests):
+            raise BrokenModel
 
     def _bucket(self, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, Answer]]:
-        prompts = {
-            prompt: self.weights.read(prompt)
-            for prompt in dict.fromkeys(request.prompt for _, request in requests)
-        }
-        rows = [_Row(i, r, _numbers(prompts[r.prompt].logits)[-1]) for i, r in requests]
-        cache = RowCache([prompts[request.prompt].cache for _, request in requests])
-        prompts.clear()
-        for row in rows:
-            row.tokens.append(decide(row.first, row.request.sampling, 0))
+        rows, caches = self._started(requests)
+        if not rows:
+            return
+        cache = RowCache(caches)
+        caches.clear()
         yield from self._drop_finished(rows, cache)
         while rows:
             logits = self._step(rows, cache)
             for number, row in enumerate(rows):
-                row.tokens.append(self._next_token(logits[number], row, number, cache))
+                with row.breaking():
+                    row.tokens.append(self._next_token(logits[number], row, number, cache))
             yield from self._drop_finished(rows, cache)
+
+    def _started(
+        self, requests: Sequence[tuple[int, Request]]
+    ) -> tuple[list[_Row], list[DynamicCache]]:
+        """Rows with their first token, and the caches of their prompts."""
+        wanted = dict.fromkeys((request.prompt, request.adapter) for _, request in requests)
+        prompts = {one: self._read(*one) for one in wanted}
+        rows: list[_Row] = []
+        caches: list[DynamicCache] = []
+        for index, request in requests:
+            prompt = prompts[request.prompt, request.adapter]
+            row = _Row(index, request, _numbers(prompt.logits)[-1])
+            with row.breaking():
+                row.tokens.append(decide(_whole(row.first), request.sampling, 0))
+            if not row.broken:
+                rows.append(row)
+                caches.append(prompt.cache)
+        return rows, caches
+
+    def _read(self, prompt: tuple[int, ...], adapter: Adapter | None) -> Prompt:
+        with self.weights.adapted([adapter]):
+            return self.weights.read(prompt)
 
     def _step(self, rows: Sequence[_Row], cache: RowCache) -> NDArray[np.float32]:
         """Read every row's last token; `[rows, vocabulary]` of logits for the next."""
         cache.reserve()
         mask = cache.mask[: cache.rows, : cache.length + 1] if cache.padded else None
-        logits = self.weights.forward(
-            [[row.tokens[-1]] for row in rows],
-            cache.cache,
-            positions=[[len(row.request.prompt) + len(row.tokens) - 1] for row in rows],
-            mask=mask,
-        )
+        with self.weights.adapted([row.request.adapter for row in rows]):
+            logits = self.weights.forward(
+                [[row.tokens[-1]] for row in rows],
+                cache.cache,
+                positions=[[len(row.request.prompt) + len(row.tokens) - 1] for row in rows],
+                mask=mask,
+            )
         cache.appended()
         return _numbers(logits[:, -1])
 
@@ -134,14 +177,21 @@ class Decoder:
     ) -> int:
         step, sampling = len(row.tokens), row.request.sampling
         self.counts.tokens += 1
+        _whole(logits)
         if not self.weights.exact:
             return decide(logits, sampling, step)
-        decision = settle(logits, sampling, step, self.counts.noise)
+        name = row.request.adapter.name if row.request.adapter else ""
+        noise = max(self.counts.noise, self._adapter_noise.get(name, 0.0))
+        decision = settle(logits, sampling, step, noise)
         if decision.settled:
             return decision.token
         self.counts.recomputed += 1
-        canonical = self._canonical_logits(row, number, cache)
-        self.counts.noise = max(self.counts.noise, _NOISE_MARGIN * _difference(canonical, logits))
+        canonical = _whole(self._canonical_logits(row, number, cache))
+        noise = max(noise, _NOISE_MARGIN * _difference(canonical, logits))
+        if name:
+            self._adapter_noise[name] = noise
+        else:
+            self.counts.noise = noise
         return decide(canonical, sampling, step)
 
     def _canonical_logits(self, row: _Row, number: int, cache: RowCache) -> NDArray[np.float32]:
@@ -149,12 +199,13 @@ class Decoder:
             row.canonical = cache.prompt(number)
         start = len(row.request.prompt)
         read = int(row.canonical.get_seq_length()) - start
-        while len(row.tokens) - read > _BLOCK_TOKENS:
-            block = row.tokens[read : read + _BLOCK_TOKENS]
-            self.weights.extend(block, row.canonical, keep=1)
-            read += _BLOCK_TOKENS
-        rest = row.tokens[read:]
-        logits = self.weights.extend(rest, row.canonical, keep=1)
+        with self.weights.adapted([row.request.adapter]):
+            while len(row.tokens) - read > _BLOCK_TOKENS:
+                block = row.tokens[read : read + _BLOCK_TOKENS]
+                self.weights.extend(block, row.canonical, keep=1)
+                read += _BLOCK_TOKENS
+            rest = row.tokens[read:]
+            logits = self.weights.extend(rest, row.canonical, keep=1)
         row.canonical.crop(-len(rest))
         return np.asarray(_numbers(logits)[-1])
 
@@ -163,13 +214,17 @@ class Decoder:
         for number in reversed(range(len(rows))):
             row = rows[number]
             reason, text = self._ended(row)
-            if not reason:
+            if not reason and not row.broken:
                 continue
-            logprobs = self._logprobs(row, cache.prompt(number)) if row.request.logprobs else None
+            logprobs = None
+            if row.request.logprobs:
+                with row.breaking():
+                    logprobs = self._logprobs(row, cache.prompt(number))
             rows[number] = rows[-1]
             rows.pop()
             cache.drop(number)
-            yield row.index, Answer(text, tuple(row.tokens), reason, logprobs)
+            if not row.broken:
+                yield row.index, Answer(text, tuple(row.tokens), reason, logprobs)
 
     def _ended(self, row: _Row) -> tuple[str, str]:
         """Why a row is done, and its text; an empty reason if it goes on."""
@@ -195,7 +250,9 @@ class Decoder:
         values = [_log_softmax(row.first[None])[0, row.tokens[0]]]
         for start in range(0, len(row.tokens) - 1, _BLOCK_TOKENS):
             block = row.tokens[:-1][start : start + _BLOCK_TOKENS]
-            found = _log_softmax(_numbers(self.weights.extend(block, prompt, keep=len(block))))
+            with self.weights.adapted([row.request.adapter]):
+                logits = self.weights.extend(block, prompt, keep=len(block))
+            found = _log_softmax(_whole(_numbers(logits)))
             following = row.tokens[start + 1 : start + 1 + len(block)]
             values += list(found[np.arange(len(block)), following])
         return [round(float(value), 6) for value in values]
@@ -216,10 +273,14 @@ def _buckets(requests: Sequence[Request]) -> Iterator[list[int]]:
 
 
 def _numbers(logits: torch.Tensor) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
-    if bool(np.isnan(np.max(values))):
+    return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+
+
+def _whole(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same, if the likeliest has a number. Raises BrokenModel."""
+    if not np.isfinite(np.max(logits)):
         raise BrokenModel
-    return values
+    return logits
 
 
 def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

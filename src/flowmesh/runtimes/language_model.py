@@ -1,15 +1,18 @@
 """The engine of `generate` and `choose`: from actions to tokens, and back to results.
 
-One engine serves both operators of one model, so a process that is asked for the two
-loads the weights once. A task that can not be done fails alone; the others go on.
+One engine serves both operators of one model and all adapters of it, so a process that is
+asked for many loads the base once; rows of different adapters share a batch. A task that
+can not be done fails alone; the others go on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flowmesh.runtimes.adapters import AdapterRefused, load_adapter
 from flowmesh.runtimes.base import Blobs, Done, Engine, Failed, FailureKind, Outcome, Work
 from flowmesh.runtimes.choosing import Choice, choose
 from flowmesh.runtimes.decoding import Decoder, Request
+from flowmesh.runtimes.low_rank import Adapter
 from flowmesh.runtimes.refusal import Refusal
 from flowmesh.runtimes.sampling import GREEDY, Sampling, stream_key
 from flowmesh.runtimes.weights import (
@@ -31,14 +34,14 @@ def open_language_model(blobs: Blobs, inputs: Mapping[str, Any], engine: str) ->
         weights = load_weights(blobs.tree(inputs["model"].address), engine.rpartition("/")[2])
     except ModelRefused as refused:
         return Refusal(str(refused))
-    return LanguageModel(weights)
+    return LanguageModel(weights, blobs)
 
 
 class LanguageModel:
     """An `Engine` for actions of `generate` and `choose`."""
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
+    def __init__(self, weights: Weights, blobs: Blobs) -> None:
+        self.weights, self.blobs = weights, blobs
         self.decoder = Decoder(weights)
 
     def run(self, batch: Sequence[Work]) -> Iterator[Outcome]:
@@ -49,7 +52,7 @@ class LanguageModel:
                     yield self._choose(work)
                 else:
                     writing.append((work, self._request(work)))
-            except (BadPrompt, BrokenModel) as error:
+            except (BadPrompt, BrokenModel, AdapterRefused) as error:
                 yield Failed(work.task, FailureKind.INPUT, str(error))
         yield from self._generate(writing)
 
@@ -62,6 +65,9 @@ class LanguageModel:
                 if answer.logprobs is not None:
                     names = [self.weights.text([token], special=True) for token in answer.tokens]
                     row["logprobs"] = {"tokens": names, "logprobs": answer.logprobs}
+                if work.action.params.get("tokens"):
+                    row["prompt_tokens"] = list(request.prompt)
+                    row["completion_tokens"] = list(answer.tokens)
                 left.remove(work.task)
                 yield self._done(work, row, len(request.prompt), len(answer.tokens))
         except BrokenModel as error:
@@ -86,20 +92,27 @@ class LanguageModel:
             sampling,
             tuple(params["stop"]),
             params["logprobs"],
+            self._adapter(work),
         )
 
     def _choose(self, work: Work) -> Outcome:
         params = work.action.params
         prompt = self.weights.prompt_tokens(params)
-        choice: Choice = choose(
-            self.weights, prompt, params["choices"], by_length=params["normalise"] == "length"
-        )
+        by_length = params["normalise"] == "length"
+        with self.weights.adapted([self._adapter(work)]):
+            choice: Choice = choose(self.weights, prompt, params["choices"], by_length=by_length)
         row = {
             "choice": choice.text,
             "probability": choice.probabilities[choice.text],
             "probabilities": choice.probabilities,
         }
         return self._done(work, row, len(prompt) + choice.read_tokens, 0)
+
+    def _adapter(self, work: Work) -> Adapter | None:
+        inputs: Mapping[str, Any] = work.action.inputs
+        if "adapter" not in inputs:
+            return None
+        return load_adapter(self.weights, self.blobs, inputs["adapter"], inputs["model"])
 
     def _done(self, work: Work, row: dict[str, Any], prompt: int, generated: int) -> Done:
         usage = Usage(prompt_tokens=prompt, generated_tokens=generated)

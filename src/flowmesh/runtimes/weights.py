@@ -6,7 +6,7 @@ Loads nothing but safetensors and runs no code from a model's directory. Needs n
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -21,6 +21,8 @@ import jinja2
 import torch
 import transformers
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from flowmesh.runtimes.low_rank import Adapter, AdapterCache, Adapting
 
 #: Chat templates that print the date get this one, or a result would depend on its day.
 _TEMPLATE_DAY = datetime(2025, 1, 1)
@@ -39,7 +41,9 @@ class BrokenModel(Exception):
     """The model's output is no number, so nothing can be decided by it."""
 
     def __init__(self) -> None:
-        super().__init__("the model's output is not a number (NaN): its weights are damaged")
+        super().__init__(
+            "the model's output is not a number (NaN): its weights, or its adapter's, are damaged"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class Weights:
         context: most tokens of prompt and answer together.
         end_tokens: tokens that end an answer.
         exact: whether the numeric format allows results that are free of the batch.
+        adapter_cache: the adapters of this model that are in memory.
     """
 
     def __init__(self, folder: Path, dtype: str) -> None:
@@ -78,6 +83,8 @@ class Weights:
             )
         self.model.eval().to(self.device)
         self._check_kind()
+        self.adapter_cache = AdapterCache()
+        self._adapting = Adapting(self.model)
         config = self.model.config.get_text_config(decoder=True)
         self.context = int(getattr(config, "max_position_embeddings", 0) or 2**31)
         self.end_tokens = frozenset(
@@ -93,6 +100,13 @@ class Weights:
                 f"{type(self.model).__name__} does not keep a plain attention cache, which this "
                 "runtime needs; decoder-only transformers such as Llama, Qwen or Gemma do"
             )
+
+    def adapted(self, adapters: Sequence[Adapter | None]) -> AbstractContextManager[None]:
+        """Within it, row i of every pass is adapted by `adapters[i]`, or not if that is None.
+
+        A single entry serves any number of rows. Adapters come from `adapters.load_adapter`.
+        """
+        return self._adapting.on(adapters)
 
     def read(self, tokens: Sequence[int]) -> Prompt:
         """Read a prompt by itself. Raises MemoryError."""

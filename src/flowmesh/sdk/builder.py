@@ -55,6 +55,57 @@ class Step:
         return f"${{steps.{self.name}}}"
 
 
+class Loop:
+    """A loop in the making; afterwards, what it carries and collects are its outputs.
+
+    improve = flow.loop("improve", rounds=3)
+    policy = improve.carry("policy", start=tuned)
+    answers = improve.step("answers", "generate", adapter=policy, seed=improve.round, ...)
+    tune = improve.step("tune", "dpo", adapter=policy, ...)
+    improve.next("policy", tune.adapter)
+    flow.output("policy", improve.output("policy"))
+    """
+
+    #: The number of the round, from 1.
+    round = Reference("${loop.round}")
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self.name = name
+        self._settings = settings
+
+    def carry(self, name: str, *, start: Any = None) -> Reference:
+        """Something that goes from round to round; `next` says what a round hands on."""
+        self._add("carry", name, {} if start is None else {"start": start})
+        return Reference(f"${{loop.{name}}}")
+
+    def next(self, name: str, source: Reference | Step) -> None:
+        """What a round hands on as `name`: an output of one of its steps."""
+        carried = self._settings.get("carry", {})
+        if name not in carried:
+            raise SpecError(Problem(f"the loop {self.name!r} carries no {name!r}: use `carry`"))
+        carried[name]["next"] = plain(source)
+
+    def collect(self, name: str, source: Reference | Step) -> None:
+        """Keep an output of every round; together they fit a port that takes a list."""
+        self._add("collect", name, source)
+
+    def step(self, name: str, /, op: str, **settings: Any) -> Step:
+        """A step of the loop, as `Workflow.step`."""
+        self._add("steps", name, {"op": op, **settings})
+        return Step(name)
+
+    def output(self, name: str) -> Reference:
+        """What the loop has carried or collected, for steps after it."""
+        return Reference(f"${{steps.{self.name}.{name}}}")
+
+    def _add(self, part: str, name: str, value: Any) -> None:
+        made = self._settings.setdefault(part, {})
+        if name in made:
+            place = f"steps.{self.name}.loop.{part}.{name}"
+            raise SpecError(Problem(f"the name {name!r} is used twice", path=place))
+        made[name] = plain(value)
+
+
 class Workflow:
     """A document in the making. Arguments are the keys of the language."""
 
@@ -66,11 +117,11 @@ class Workflow:
             part: {} for part in ("inputs", "models", "steps", "outputs")
         }
 
-    def table(self, name: str, **settings: Any) -> Reference:
+    def table(self, name: str, /, **settings: Any) -> Reference:
         """A table input: `file`, `columns`, `description`."""
         return self._add("inputs", name, {"type": "table", **settings})
 
-    def file(self, name: str, **settings: Any) -> Reference:
+    def file(self, name: str, /, **settings: Any) -> Reference:
         """A file input: `file`, `description`."""
         return self._add("inputs", name, {"type": "file", **settings})
 
@@ -78,14 +129,23 @@ class Workflow:
         """A plain input of type string, int, float or bool: `default`, `min`, `max`, `choices`."""
         return self._add("inputs", name, {"type": type, **settings})
 
-    def model(self, name: str, **source: Any) -> Reference:
+    def model(self, name: str, /, **source: Any) -> Reference:
         """A model: one of `package`, `path`, `hub` (with `revision`), `digest`, `name`."""
         return self._add("models", name, source)
 
-    def step(self, name: str, op: str, **settings: Any) -> Step:
+    def step(self, name: str, /, op: str, **settings: Any) -> Step:
         """A step: the operator's ports and parameters, and what all steps may say."""
         self._add("steps", name, {"op": op, **settings})
         return Step(name)
+
+    def loop(
+        self, name: str, *, rounds: Any, until: str | None = None, when: str | None = None
+    ) -> Loop:
+        """A loop of so many rounds at most: a number, or a parameter of type int."""
+        ends = {} if until is None else {"until": until}
+        settings = {"rounds": rounds, **ends}
+        self._add("steps", name, {"loop": settings, **({} if when is None else {"when": when})})
+        return Loop(name, self._parts["steps"][name]["loop"])
 
     def output(self, name: str, source: Reference | Step | str) -> None:
         """Name an output of the workflow."""

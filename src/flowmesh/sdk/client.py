@@ -19,12 +19,13 @@ from pydantic import TypeAdapter
 
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import DigestMismatch, NotFound, Problem, SpecError
-from flowmesh.base.nearest import nearest
+from flowmesh.base.names import NAME_RULE, name_and_tag
 from flowmesh.sdk.embedded import Embedded
 from flowmesh.sdk.models import ModelImporter, Note, check_source, title
 from flowmesh.sdk.prepare import AnyWorkflow, Prepared, prepare
 from flowmesh.sdk.runs import Run
 from flowmesh.sdk.transport import Transport, address
+from flowmesh.sdk.trees import check_place, fetch_tree
 from flowmesh.spec.workflow import REGISTERED_PATTERN, ModelSource
 from flowmesh.stores.files import FileStore
 from flowmesh.wire import (
@@ -32,7 +33,9 @@ from flowmesh.wire import (
     CreateRun,
     Digests,
     LineageNode,
+    ModelCard,
     ModelView,
+    NameModel,
     RunPage,
     RunView,
     StoreReport,
@@ -45,9 +48,8 @@ _STORE_CARE_S = 3600.0
 #: Digests of one question.
 _ASK_LIMIT = 10_000
 
-#: Names of tenants and models, and keys, as `wire` has them.
+#: Names of tenants, and keys, as `wire` has them.
 _NAME = re.compile(REGISTERED_PATTERN)
-_NAME_RULE = "a name has letters, digits, `.`, `_` and `-`, 63 in all at most"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -85,7 +87,7 @@ class Client:
         note: Note = _silent,
     ) -> None:
         if not _NAME.fullmatch(tenant):
-            raise SpecError(Problem(f"{tenant!r:.100} is no name for a tenant; {_NAME_RULE}"))
+            raise SpecError(Problem(f"{tenant!r:.100} is no name for a tenant; {NAME_RULE}"))
         self.home = (home or DEFAULT_HOME).absolute()
         self.tenant = tenant
         self._note = note
@@ -178,26 +180,60 @@ class Client:
         return _MODELS.validate_json(self.transport.request("GET", "/v1/models"))
 
     def model(self, name: str) -> ModelView:
-        """A registered model. Raises NotFound, with the nearest name."""
-        for found in (listed := self.models()):
-            if found.name == name:
-                return found
-        known = [one.name for one in listed]
-        raise NotFound(f"no model is called {name!r}{nearest(name, known)}")
-
-    def add_model(self, name: str, source: ModelSource) -> ModelView:
-        """Make a model known by a name, converting it if need be. Raises SpecError."""
-        if not _NAME.fullmatch(name):
-            raise SpecError(Problem(f"{name!r:.100} is no name for a model; {_NAME_RULE}"))
-        if fault := check_source(source, Path()):
-            raise SpecError(Problem(fault[1]))
-        made = ModelView(name=name, artifact=self._tree(source, Path()), source=title(source))
-        answer = self.transport.request("PUT", f"/v1/models/{_segment(name)}", body=made)
+        """What `NAME` or `NAME@TAG` stands for. Raises NotFound, with the nearest name."""
+        found, tag = _split(name)
+        answer = self.transport.request("GET", f"/v1/models/{found}", params={"tag": tag})
         return ModelView.model_validate_json(answer)
 
-    def remove_model(self, name: str) -> None:
-        """Forget a name; files that nothing else needs go with the next collection."""
-        self.transport.request("DELETE", f"/v1/models/{_segment(name)}")
+    def add_model(self, name: str, source: ModelSource, *, shared: bool = False) -> ModelView:
+        """Let `NAME` or `NAME@TAG` stand for a model, converting it if need be.
+
+        Args:
+            shared: for all tenants, who find it where they have no such name of their own.
+
+        Raises SpecError, NotFound.
+        """
+        _split(name)
+        if fault := check_source(source, Path()):
+            raise SpecError(Problem(fault[1]))
+        tree = self._tree(source, Path())
+        return self._name_model(name, tree.digest, title(source), shared)
+
+    def tag_model(self, what: str, name: str, *, shared: bool = False) -> ModelView:
+        """Let `NAME@TAG` stand for what is there: `RUN:OUTPUT`, `NAME[@TAG]` or a digest.
+
+        What the tag stood for before stays in its history. Raises SpecError, NotFound.
+        """
+        return self._name_model(name, what, "", shared)
+
+    def _name_model(self, name: str, what: str, source: str, shared: bool) -> ModelView:
+        found, tag = _split(name)
+        body = NameModel(what=what, tag=tag, source=source, shared=shared)
+        answer = self.transport.request("PUT", f"/v1/models/{found}", body=body)
+        return ModelView.model_validate_json(answer)
+
+    def remove_model(self, name: str, *, shared: bool = False) -> list[ModelView]:
+        """Forget `NAME@TAG`, or all tags of `NAME`; files that nothing else needs go with the
+        next collection. Gives what the tags stood for."""
+        found, tag = _split(name)
+        params = {"shared": json.dumps(shared)} | ({"tag": tag} if "@" in name else {})
+        answer = self.transport.request("DELETE", f"/v1/models/{found}", params=params)
+        return _MODELS.validate_json(answer)
+
+    def model_card(self, what: str) -> ModelCard:
+        """All that is known of weights: `what` is `NAME[@TAG]`, `RUN:OUTPUT` or a digest."""
+        answer = self.transport.request("GET", "/v1/model-card", params={"what": what})
+        return ModelCard.model_validate_json(answer)
+
+    def download_model(self, what: str, directory: str | Path) -> Path:
+        """Write weights as plain files that other programs load; verified.
+
+        Raises SpecError if the directory holds something, NotFound.
+        """
+        place = Path(directory)
+        check_place(place)  # before anything is asked
+        fetch_tree(self, Digest.parse(self.model_card(what).digest), place)
+        return place
 
     def lineage(
         self,
@@ -324,6 +360,13 @@ def _segment(text: str) -> str:
     if not text or not all(one.isalnum() or one in "._-" for one in text) or not text.isascii():
         raise NotFound(f"{text[:80]!r} is the name of nothing here")
     return text
+
+
+def _split(name: str) -> tuple[str, str]:
+    try:
+        return name_and_tag(name)
+    except ValueError as error:
+        raise SpecError(Problem(str(error))) from None
 
 
 def _parsed(digest: str) -> Digest:

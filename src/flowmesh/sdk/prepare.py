@@ -22,8 +22,8 @@ from flowmesh.sdk.functions import check_function
 from flowmesh.sdk.models import check_source
 from flowmesh.sdk.tables import check_file, encoded, read_table, rows_in_memory
 from flowmesh.spec.document import SIZE_LIMIT_BYTES, Positions
-from flowmesh.spec.graph import Graph, build
-from flowmesh.spec.nodes import InputFile, LocalFile, ModelRef, sources_of
+from flowmesh.spec.graph import build
+from flowmesh.spec.nodes import Graph, InputFile, LocalFile, ModelRef, sources_of
 from flowmesh.spec.parameters import from_text
 from flowmesh.spec.table import columns_of
 from flowmesh.spec.workflow import FileInput, PlainInput, TableInput, Workflow, load
@@ -62,7 +62,7 @@ class Prepared:
             for node in self.graph.steps.values():
                 for port, sources in node.inputs.items():
                     if ModelRef(alias) in sources_of(sources):
-                        return self.positions.problem(message, "steps", node.base, port)
+                        return self.positions.problem(message, *node.path, port)
         return self.positions.problem(message, "models", alias)
 
 
@@ -221,7 +221,7 @@ class _Local:
         """The files that steps name, and the functions that are to be called in them."""
         for node in graph.steps.values():
             for port, sources in node.inputs.items():
-                place = ("steps", node.base, port)
+                place = (*node.path, port)
                 for source in sources_of(sources):
                     if not isinstance(source, LocalFile | InputFile):
                         continue

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,9 +12,8 @@ from flowmesh.base.digest import Digest
 from flowmesh.base.errors import NotFound, Problem, SpecError, Unreachable
 from flowmesh.base.nearest import nearest
 from flowmesh.sdk.transport import NoServer
+from flowmesh.sdk.trees import fetch_tree
 from flowmesh.spec.table import decode_rows
-from flowmesh.stores.files import FileStore
-from flowmesh.stores.trees import materialise, read_manifest
 from flowmesh.wire import ArtifactView, RunView
 
 if TYPE_CHECKING:
@@ -25,7 +23,8 @@ if TYPE_CHECKING:
 _SILENCE_S = 30.0
 #: How often to ask while streams break.
 _POLL_S = 0.5
-_ENDINGS = {"table": ".jsonl", "file": "", "tree": ""}
+#: How every PNG file begins.
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,31 +60,30 @@ class Output:
     def path(self, directory: str | Path) -> Path:
         """Write it under a directory, which is made: a `.jsonl` file, a file or a folder.
 
-        A file that is there is replaced. Raises SpecError if a tree's folder is there.
+        A picture's file ends in `.png`. A file that is there is replaced. Raises SpecError if
+        a tree's folder is there and not empty.
         """
-        place = Path(directory) / f"{self.name}{_ENDINGS[self.artifact.kind]}"
-        place.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(directory)
         if self.artifact.kind == "tree":
-            self._lay_out(place)
-            return place
+            fetch_tree(self.client, Digest.parse(self.digest), folder / self.name)
+            return folder / self.name
+        data = self.bytes()
+        place = folder / f"{self.name}{_ending(self, data)}"
+        place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
         try:
-            draft.write_bytes(self.bytes())
+            draft.write_bytes(data)
             os.replace(draft, place)
         finally:
             draft.unlink(missing_ok=True)
         return place
 
-    def _lay_out(self, place: Path) -> None:
-        if place.exists():
-            raise SpecError(Problem("is there already; name another directory", str(place)))
-        digest = Digest.parse(self.digest)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch-") as folder:
-            store = FileStore(Path(folder), durable=False)
-            store.put(self.client.store_get(digest))
-            for file in read_manifest(store, digest).files:
-                store.put(self.client.store_get(file.digest))
-            materialise(store, digest, place)
+
+def _ending(output: Output, data: bytes) -> str:
+    """What the name of its file ends in: programs that show pictures go by it."""
+    if output.artifact.kind == "table":
+        return ".jsonl"
+    return ".png" if data.startswith(_PNG) and not output.name.endswith(".png") else ""
 
 
 class Run:
@@ -131,9 +129,15 @@ class Run:
                 on_change(view)
         return self.last
 
-    def cancel(self) -> RunView:
-        """Stop what only this run wants; what others share goes on. No effect once settled."""
-        return self._keep(self._client.transport.request("POST", f"/v1/runs/{self.id}/cancel"))
+    def cancel(self, *, checkpoint: bool = False) -> RunView:
+        """Stop what only this run wants; what others share goes on. No effect once settled.
+
+        Args:
+            checkpoint: give long tasks up to 5 s to leave what they can be gone on with; the
+                same workflow, submitted again, goes on from there.
+        """
+        path, params = f"/v1/runs/{self.id}/cancel", {"checkpoint": str(checkpoint).lower()}
+        return self._keep(self._client.transport.request("POST", path, params=params))
 
     @property
     def outputs(self) -> Mapping[str, Output]:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError
 from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
-from flowmesh.server import auth, blobs, models, problems, runs, schema, sync
+from flowmesh.server import auth, blobs, models, problems, runs, schema, sync, trees
 from flowmesh.server.access import Access
 from flowmesh.server.driver import Driver
 from flowmesh.server.local_workers import LocalWorkers, WorkerOptions
@@ -31,8 +31,8 @@ from flowmesh.stores.sqlite import Database
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: How long an attended server outlives its last client.
 ATTENDED_S = 3.0
-#: How long a server that leaves may hold its home.
-LEAVING_S = 10.0
+#: How long a server that leaves may hold its home: its workers may have checkpoints to leave.
+LEAVING_S = 35.0
 #: Of a machine's memory, what local workers may take together.
 WORKERS_MEMORY_SHARE = 0.75
 #: How often a server looks after its local workers.
@@ -102,7 +102,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.last_request_s = time.monotonic()
     app.state.requests = 0
     app.state.stores = None
-    for part in (runs, blobs, models, sync):
+    for part in (runs, blobs, trees, models, sync):
         app.include_router(part.routes)
     problems.install(app)
     app.add_middleware(_NoteRequests, state=app.state)

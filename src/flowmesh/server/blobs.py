@@ -54,7 +54,7 @@ async def put(
     hex_hash: str, request: Request, tenant: Tenant, driver: TheDriver, worker: WorkerName = ""
 ) -> dict[str, str]:
     """Keep the body's bytes. Its SHA-256 must be `hex_hash`: who has the bytes may read them."""
-    _check_hash(hex_hash)
+    check_hash(hex_hash)
     with tempfile.TemporaryDirectory(prefix="flowmesh-put-") as folder:
         path = Path(folder) / "body"
         got = await _receive(request, path)
@@ -62,7 +62,7 @@ async def put(
             expected = Digest(hex_hash, got.size_bytes)
             raise DigestMismatch(want=expected, got=got, source="the request's body")
         await asyncio.to_thread(driver.store.put, path, got)
-    if not _is_worker(driver, worker):
+    if not is_worker(driver, worker):
         await driver.access.grant(tenant, hex_hash)
     return {"digest": str(got)}
 
@@ -89,17 +89,17 @@ async def get(
     size: Annotated[int | None, Query(ge=0)] = None,
 ) -> StreamingResponse:
     """The bytes of a blob; `size` is known from its digest, or else looked up."""
-    _check_hash(hex_hash)
+    check_hash(hex_hash)
     may_read = driver.access.may_read
-    if not _is_worker(driver, worker) and not await asyncio.to_thread(may_read, tenant, hex_hash):
+    if not is_worker(driver, worker) and not await asyncio.to_thread(may_read, tenant, hex_hash):
         raise BlobMissing(f"sha256:{hex_hash}", f"the store of tenant {tenant}")
-    digest = await asyncio.to_thread(_sized, driver, hex_hash, size)
+    digest = await asyncio.to_thread(sized, driver, hex_hash, size)
     headers = {"content-length": str(digest.size_bytes)}
     chunks: Iterator[bytes] = await asyncio.to_thread(driver.store.stream, digest)
     return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
 
 
-def _is_worker(driver: Driver, name: str) -> bool:
+def is_worker(driver: Driver, name: str) -> bool:
     """Whether it is a worker that has joined who asks: workers serve all tenants."""
     return WorkerId(name) in driver.plane.state.workers
 
@@ -123,10 +123,10 @@ async def collect_garbage(
 
     # What comes after this moment is too young to be collected, so the order matters.
     now_ms = time.time_ns() // 1_000_000
-    packs = {task.spec.pack for task in driver.plane.state.tasks.values()}
+    packs, checkpoints = driver.checkpoints.held()
 
     def work() -> StoreReport:
-        live, trees = live_blobs(driver.database, packs)
+        live, trees = live_blobs(driver.database, packs, checkpoints)
         report = collect(
             driver.store,
             live=live,
@@ -146,7 +146,7 @@ async def collect_garbage(
     return await asyncio.to_thread(work)
 
 
-def _sized(driver: Driver, hex_hash: str, size: int | None) -> Digest:
+def sized(driver: Driver, hex_hash: str, size: int | None) -> Digest:
     """A hash without its length is no digest; a local store finds the length."""
     if size is not None:
         return Digest(hex_hash, size)
@@ -163,6 +163,7 @@ def _digest(text: str) -> Digest:
         raise SpecError(Problem(str(error))) from None
 
 
-def _check_hash(hex_hash: str) -> None:
+def check_hash(hex_hash: str) -> None:
+    """Raises SpecError."""
     if len(hex_hash) != 64 or not _HEX.issuperset(hex_hash):
         raise SpecError(Problem(f"{hex_hash[:80]!r} is not a SHA-256 in hex"))

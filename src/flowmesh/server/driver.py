@@ -12,6 +12,7 @@ import msgspec
 
 from flowmesh.base.errors import BlobMissing, Conflict, LimitExceeded, SpecError, StoreError
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.core.checkpoints import STOP_MS
 from flowmesh.core.events import (
     Event,
     PlaneStarted,
@@ -25,9 +26,11 @@ from flowmesh.core.events import (
     WorkerSynced,
 )
 from flowmesh.core.machine import ControlPlane
+from flowmesh.core.needs import unmet
 from flowmesh.core.records import Failure, Step, StepStatus
 from flowmesh.core.state import Changes
 from flowmesh.server.access import Access
+from flowmesh.server.checkpoints import Checkpoints
 from flowmesh.server.items import Items
 from flowmesh.server.ledger import Ledger
 from flowmesh.server.project import RunRecord, pack
@@ -42,6 +45,7 @@ from flowmesh.stores.sqlite import Database
 from flowmesh.wire import (
     CreateRun,
     LeaseBody,
+    LeaseStop,
     LeaseTask,
     SyncAnswer,
     SyncRequest,
@@ -55,6 +59,10 @@ TICK_S = 0.5
 OPEN_RUNS_LIMIT = 1_000
 #: Well under the time after which a silent worker is lost.
 WAIT_LIMIT_MS = 10_000
+#: How long an answer may wait while the worker has work that is being stopped.
+STOPPING_WAIT_S = 0.2
+#: Beyond the time for a checkpoint, how long a cancellation waits for work to be gone.
+STOP_MARGIN_S = 0.8
 #: Seconds before each further attempt at a step that the store's trouble has cut short.
 STORE_RETRIES_S = (0.5, 2.0, 8.0)
 
@@ -88,6 +96,9 @@ class Driver:
         self.infos: dict[WorkerId, WorkerInfo] = {}
         self._weights = weights
         self._ledger = Ledger(database, self._perform)
+        self.checkpoints = Checkpoints(database, store, self._ledger)
+        #: What each worker said it runs.
+        self._running: dict[WorkerId, frozenset[int]] = {}
         self._work = StepWork(database, store)
         self._threads = ThreadPoolExecutor(STEP_THREADS, thread_name_prefix="steps")
         self._performing: set[tuple[StepId, StepStatus, int]] = set()
@@ -111,6 +122,7 @@ class Driver:
         await self._ledger.step(PlaneStarted(self.now_ms()))
         self._take_up(left)
         self._spawn(self._ticks())
+        self._spawn(self.checkpoints.tend())
 
     async def close(self) -> None:
         for task in self._background:
@@ -171,10 +183,31 @@ class Driver:
         for digest in sorted(needed):
             if digest not in there or not self.access.may_use(request.tenant, digest):
                 raise BlobMissing(digest, f"the store of tenant {request.tenant}")
+        for tree in {one.address for one in submission.artifacts() if one.kind == "tree"}:
+            if (hidden := self.access.hidden_file(request.tenant, tree, self.store)) is not None:
+                raise BlobMissing(hidden, f"the store of tenant {request.tenant}")
         return submission
 
-    async def cancel(self, run: RunId) -> None:
-        await self._ledger.step(RunCancelled(self.now_ms(), run))
+    async def cancel(self, run: RunId, *, checkpoint: bool = False) -> None:
+        """End a run.
+
+        With `checkpoint`, this returns once what was stopped has left one, or its time is up.
+        """
+        await self._ledger.step(RunCancelled(self.now_ms(), run, checkpoint))
+        stops = dict(self.plane.state.stopping) if checkpoint else {}
+        deadline = time.monotonic() + STOP_MS / 1000 + STOP_MARGIN_S
+        while time.monotonic() < deadline and not self.signals.closing:
+            stops = {n: one for n, one in stops.items() if n in self._running.get(one.worker, ())}
+            if not stops:
+                return
+            await asyncio.sleep(0.05)
+
+    def unmet(self, run: RunId) -> dict[str, str]:
+        """By the names of a run's steps: what no worker has that their tasks need."""
+        state, now_ms = self.plane.state, self.now_ms()
+        known = state.runs.get(run)
+        told = {step: unmet(state, step, now_ms) for step in (known.steps if known else ())}
+        return {step.removeprefix(f"{run}/"): words for step, words in told.items() if words}
 
     def items(self, step: StepId) -> Items:
         """The items of an expanded step."""
@@ -196,19 +229,28 @@ class Driver:
         self.infos[worker] = request.info
         news = self.signals.worker(worker)
         lacking = self._lacking(request)
+        for event in self.checkpoints.events(request, self.now_ms()):
+            await self._ledger.step(event)
+        self._running[worker] = frozenset(request.running)
         await self._ledger.step(_synced(request, self.now_ms()))
         for step, digest in lacking:
             self._spawn(self._make_again(step, digest))
         settled = [(report.lease, report.task) for report in request.reports]
+        saved = [
+            (one.lease, one.task, one.checkpoint) for one in request.progress if one.checkpoint
+        ]
         if request.leaving:
             self._forget(worker)
-            return SyncAnswer(settled=settled)
-        deadline = time.monotonic() + min(request.wait_ms, WAIT_LIMIT_MS) / 1000
+            return SyncAnswer(settled=settled, saved=saved)
+        wait_s = min(request.wait_ms, WAIT_LIMIT_MS) / 1000
+        stopping = {stop.lease for stop in self._stopping(worker)} & set(request.running)
+        deadline = time.monotonic() + (min(wait_s, STOPPING_WAIT_S) if stopping else wait_s)
         leases = first = self._desired(worker)
-        while not settled and not self.signals.closing:
+        while not settled and not saved and not self.signals.closing:
             news.clear()
             leases = self._desired(worker)
-            if leases != first or {lease.lease for lease in leases} != set(request.running):
+            running = set(request.running) - stopping
+            if leases != first or {lease.lease for lease in leases} != running:
                 break
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
@@ -216,7 +258,13 @@ class Driver:
             except TimeoutError:
                 break
         await self._ledger.durable()
-        return SyncAnswer(leases=leases, settled=settled)
+        stops = self._stopping(worker)
+        return SyncAnswer(leases=leases, settled=settled, saved=saved, stopping=stops)
+
+    def _stopping(self, worker: WorkerId) -> list[LeaseStop]:
+        now_ms = self.now_ms()
+        due = self.plane.stopping(worker)
+        return [LeaseStop(lease=n, within_ms=max(0, due_ms - now_ms)) for n, due_ms in due]
 
     def _lacking(self, request: SyncRequest) -> list[tuple[Step, str]]:
         """Steps whose tasks could not run for want of a blob, and which."""
@@ -240,22 +288,26 @@ class Driver:
                 await self._ledger.step(reopened)
 
     def _desired(self, worker: WorkerId) -> list[LeaseBody]:
-        tasks = self.plane.state.tasks
-        return [
-            LeaseBody(
-                lease=lease.id,
-                batch_key=lease.batch_key,
-                op=lease.batch_key.split("@", 1)[0],
-                tasks=[
-                    LeaseTask(task=task, pack=tasks[task].spec.pack, line=tasks[task].spec.line)
-                    for task in left
-                ],
-            )
-            for lease, left in self.plane.desired(worker)
-        ]
+        known = self.plane.state.tasks
+        bodies = []
+        for lease, left in self.plane.desired(worker):
+            trees = dict(zip(lease.tasks, lease.checkpoints, strict=False))
+            tasks = [
+                LeaseTask(
+                    task=task,
+                    pack=known[task].spec.pack,
+                    line=known[task].spec.line,
+                    checkpoint=trees.get(task, ""),
+                )
+                for task in left
+            ]
+            op = lease.batch_key.split("@", 1)[0]
+            bodies.append(LeaseBody(lease=lease.id, batch_key=lease.batch_key, op=op, tasks=tasks))
+        return bodies
 
     def _forget(self, worker: WorkerId) -> None:
         self.infos.pop(worker, None)
+        self._running.pop(worker, None)
         self.signals.forget_worker(worker)
 
     # Performing
@@ -266,7 +318,12 @@ class Driver:
         workers |= {accepted.worker for accepted in changes.accepted}
         for worker in workers.union(changes.trimmed) & self.plane.state.workers.keys():
             self.signals.worker(worker).set()
-        for run in {step.run for step in changes.steps.values()} | changes.runs.keys():
+        runs = {step.run for step in changes.steps.values()} | changes.runs.keys()
+        for _, leased_for in changes.granted:
+            runs.update(leased_for)
+        for progressed in changes.progressed:
+            runs.update(progressed.runs)
+        for run in runs:
             self.signals.run_changed(run, settled=run not in self.plane.state.runs)
         self._take_up(changes.steps.values())
 
@@ -352,6 +409,9 @@ def _synced(request: SyncRequest, at_ms: int) -> WorkerSynced:
         info.warm,
         tuple(_task_result(report) for report in request.reports),
         request.leaving,
+        info.devices,
+        info.memory_bytes,
+        request.draining,
     )
 
 

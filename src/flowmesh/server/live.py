@@ -8,12 +8,17 @@ from flowmesh.spec.action import Result
 from flowmesh.stores.sqlite import Database
 
 
-def live_blobs(database: Database, packs: Iterable[str]) -> tuple[set[Digest], set[Digest]]:
-    """Blobs that runs, cached results and registered models name, and unsettled tasks' packs.
+def live_blobs(
+    database: Database, packs: Iterable[str], checkpoints: Iterable[str]
+) -> tuple[set[Digest], set[Digest]]:
+    """Blobs that runs, cached results, progress and registered models name.
+
+    `packs` and `checkpoints` (trees) are needed besides, see `Checkpoints.held`.
 
     The second set are those among them that are manifests of trees: collection follows them.
     """
     named = [*_named(database), *(("blob", pack) for pack in packs)]
+    named += [("tree", tree) for tree in checkpoints]
     live = {Digest.parse(text) for _, text in named}
     return live, {Digest.parse(text) for kind, text in named if kind == "tree"}
 
@@ -35,6 +40,5 @@ def _named(database: Database) -> Iterator[tuple[str, str]]:
         yield "blob", pack
         yield from (("blob", digest) for digest in result.digests())
         yield from ((made.kind, made.digest) for made in result.outputs.values())
-    for (artifact,) in database.read("SELECT artifact FROM models"):
-        made = json.loads(artifact)
-        yield made["kind"], made["digest"]
+    yield from database.read("SELECT DISTINCT 'tree', digest FROM standing_tags")
+    yield from database.read("SELECT 'tree', checkpoint FROM progress WHERE checkpoint != ''")

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-STOP_S = 5.0
+#: What a local worker has for the checkpoints of long tasks when the server stops.
+STOP_GRACE_S = 20.0
+#: Then it has left, or is killed.
+STOP_S = STOP_GRACE_S + 5.0
 #: A slot's worker is started this often at most, lest one that cannot run spins.
 START_GAP_S = 1.0
 #: How long a local worker looks for a server before it gives up.
@@ -80,6 +83,7 @@ class LocalWorkers:
         command += ["--usd-per-hour", str(options.usd_per_hour)]
         command += ["--exit-when-orphaned", str(ORPHANED_S)]
         command += ["--memory", str(options.memory_bytes)]
+        command += ["--stop-grace", str(STOP_GRACE_S)]
         environment = {**os.environ}
         if options.token is not None:
             environment["FLOWMESH_TOKEN"] = options.token

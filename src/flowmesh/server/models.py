@@ -1,69 +1,52 @@
-"""Models by name: a small registry, so that workflows may say `model: smollm2`."""
+"""Models and adapters by name, over HTTP: so that workflows may say `model: support-bot@prod`."""
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
-from flowmesh.base.errors import BlobMissing, NotFound, Problem, SpecError
-from flowmesh.base.nearest import nearest
+from flowmesh.base.errors import Problem, SpecError
+from flowmesh.base.names import LATEST
 from flowmesh.server.auth import Tenant, TheDriver
-from flowmesh.server.driver import Driver
-from flowmesh.server.submission import artifact
-from flowmesh.wire import ArtifactView, ModelView
+from flowmesh.server.cards import card_of
+from flowmesh.server.registry import Registry, split
+from flowmesh.wire import ModelCard, ModelView, NameModel
 
-routes = APIRouter(prefix="/v1/models", tags=["models"])
-
-
-@routes.get("")
-async def list_models(driver: TheDriver) -> list[ModelView]:
-    """Every model that has a name here."""
-    rows = driver.database.read("SELECT name, artifact, source, added_ms FROM models ORDER BY name")
-    return [_view(row) for row in rows]
+routes = APIRouter(prefix="/v1", tags=["models"])
 
 
-@routes.get("/{name}")
-async def show_model(name: str, driver: TheDriver) -> ModelView:
-    """A model by its name."""
-    return find_model(driver, name)
+@routes.get("/models")
+async def list_models(tenant: Tenant, driver: TheDriver) -> list[ModelView]:
+    """Every tag that the tenant may use: its own names, and those that all share."""
+    return await asyncio.to_thread(Registry(driver, tenant).all)
 
 
-@routes.put("/{name}")
-async def put_model(name: str, body: ModelView, tenant: Tenant, driver: TheDriver) -> ModelView:
-    """Name a tree in the store; the name moves if it was in use."""
-    if body.name != name:
-        raise SpecError(Problem(f"the model is called {body.name!r}, the path says {name!r}"))
-    body = body.model_copy(update={"added_ms": driver.now_ms()})
-    address = artifact(body.artifact).address
-    there = address in await asyncio.to_thread(driver.store.has, [address])
-    if not there or not await asyncio.to_thread(driver.access.may_use, tenant, address):
-        raise BlobMissing(address, f"the store of tenant {tenant}")
-    row = (body.name, body.artifact.model_dump_json(), body.source, body.added_ms)
-    write = driver.database.write([("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)", row)])
-    await asyncio.wrap_future(write)
-    return body
+@routes.get("/models/{name}")
+async def show_model(name: str, tenant: Tenant, driver: TheDriver, tag: str = LATEST) -> ModelView:
+    """What a tag of a name stands for now."""
+    return await asyncio.to_thread(Registry(driver, tenant).find, name, tag)
 
 
-@routes.delete("/{name}")
-async def delete_model(name: str, driver: TheDriver) -> ModelView:
-    """Forget a name; the tree stays while a run or a result needs it."""
-    view = find_model(driver, name)
-    write = driver.database.write([("DELETE FROM models WHERE name = ?", (name,))])
-    await asyncio.wrap_future(write)
-    return view
+@routes.put("/models/{name}")
+async def put_model(name: str, body: NameModel, tenant: Tenant, driver: TheDriver) -> ModelView:
+    """Let a tag of a name stand for a tree; what it stood for before stays in its history."""
+    split(name)
+    if "@" in name:
+        raise SpecError(Problem(f"the path says {name!r}; its tag goes into the body, as `tag`"))
+    return await Registry(driver, tenant).put(name, body)
 
 
-def find_model(driver: Driver, name: str) -> ModelView:
-    """Raises NotFound, with the nearest name there is."""
-    rows = driver.database.read(
-        "SELECT name, artifact, source, added_ms FROM models WHERE name = ?", (name,)
-    )
-    if not rows:
-        known = [known for (known,) in driver.database.read("SELECT name FROM models")]
-        raise NotFound(f"no model is called {name!r}{nearest(name, known)}")
-    return _view(rows[0])
+@routes.delete("/models/{name}")
+async def delete_model(
+    name: str, tenant: Tenant, driver: TheDriver, tag: str | None = None, shared: bool = False
+) -> list[ModelView]:
+    """Forget a tag, or all tags of a name; trees stay while a run or a result needs them."""
+    return await Registry(driver, tenant).remove(name, tag, shared=shared)
 
 
-def _view(row: tuple[str, str, str, int]) -> ModelView:
-    name, made, source, added_ms = row
-    tree = ArtifactView.model_validate_json(made)
-    return ModelView(name=name, artifact=tree, source=source, added_ms=added_ms)
+@routes.get("/model-card")
+async def show_card(
+    what: Annotated[str, Query(min_length=1, max_length=500)], tenant: Tenant, driver: TheDriver
+) -> ModelCard:
+    """How weights were made: `what` is `NAME[@TAG]`, `RUN:OUTPUT` or a tree's digest."""
+    return await asyncio.to_thread(card_of, driver, tenant, what)

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from flowmesh.base.ids import RunId, StepId
+from flowmesh.base.ids import RunId, StepId, TaskId
 from flowmesh.core.decisions import Decision, GrantLease
 from flowmesh.core.events import Event, RunSubmitted, StepAssembled, StepExpanded
 from flowmesh.core.records import Run, RunStatus, Step
-from flowmesh.core.state import Accepted, Changes
+from flowmesh.core.state import Accepted, Changes, Progressed
 from flowmesh.spec.action import Artifact
 from flowmesh.stores.base import Statement
 
@@ -57,6 +57,15 @@ class AssembledRecord:
 
     outputs: dict[str, Artifact] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressRecord:
+    """Of TaskProgressed without a checkpoint; `facts` and `message` as `wire.TaskProgress` has."""
+
+    steps: int = 0
+    facts: dict[str, float] = field(default_factory=dict)
+    message: str = ""
 
 
 def pack(record: object) -> str:
@@ -127,6 +136,7 @@ def _assembled(step: StepId, run: RunId, record: AssembledRecord) -> Iterator[St
 def _of_changes(at_ms: int, decisions: Sequence[Decision], changes: Changes) -> Iterator[Statement]:
     for accepted in changes.accepted:
         yield from _accepted(at_ms, accepted)
+    yield from _of_progress(at_ms, changes)
     for step in changes.steps.values():
         yield _step(at_ms, step)
     for run in changes.runs.values():
@@ -154,6 +164,53 @@ def _of_changes(at_ms: int, decisions: Sequence[Decision], changes: Changes) -> 
             "UPDATE leases SET ended_ms = ?, reason = ? WHERE lease = ?",
             (at_ms, reason, lease.id),
         )
+
+
+def _of_progress(at_ms: int, changes: Changes) -> Iterator[Statement]:
+    for progressed in changes.progressed:
+        yield from (
+            _saved_at(at_ms, progressed) if progressed.checkpoint else _seen(at_ms, progressed)
+        )
+    for tree in changes.stale:
+        yield "INSERT OR IGNORE INTO superseded VALUES (?)", (tree,)
+    for task in changes.forgotten:
+        yield from _no_progress(task)
+
+
+def _seen(at_ms: int, progressed: Progressed) -> Iterator[Statement]:
+    record = msgspec.json.decode(progressed.record, type=ProgressRecord)
+    yield (
+        "INSERT INTO progress (task, step, steps, record, at_ms) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (task) DO UPDATE SET step = excluded.step, steps = excluded.steps,"
+        " record = excluded.record, at_ms = excluded.at_ms",
+        (progressed.task, progressed.step, record.steps, progressed.record, at_ms),
+    )
+
+
+def _saved_at(at_ms: int, progressed: Progressed) -> Iterator[Statement]:
+    task, step, tree = progressed.task, progressed.step, progressed.checkpoint
+    yield (
+        "INSERT OR IGNORE INTO superseded SELECT checkpoint FROM progress"
+        " WHERE task = ? AND checkpoint NOT IN ('', ?)",
+        (task, tree),
+    )
+    yield (
+        "INSERT INTO progress (task, step, checkpoint, saved_step, at_ms) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (task) DO UPDATE SET step = max(step, excluded.step),"
+        " checkpoint = excluded.checkpoint, saved_step = excluded.saved_step,"
+        " at_ms = excluded.at_ms",
+        (task, step, tree, step, at_ms),
+    )
+
+
+def _no_progress(task: TaskId) -> Iterator[Statement]:
+    """A task is done, or given up: its checkpoint is of no more use."""
+    yield (
+        "INSERT OR IGNORE INTO superseded SELECT checkpoint FROM progress"
+        " WHERE task = ? AND checkpoint != ''",
+        (task,),
+    )
+    yield "DELETE FROM progress WHERE task = ?", (task,)
 
 
 def _step(at_ms: int, step: Step) -> Statement:
@@ -199,6 +256,7 @@ def _accepted(at_ms: int, accepted: Accepted) -> Iterator[Statement]:
             "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (result.task, result.output, *where, accepted.worker, result.lease, runs[0], *took),
         )
+        yield from _no_progress(result.task)
         return
     why = (result.failure.value, result.message)
     yield "INSERT INTO attempts VALUES (?, ?, ?, ?, ?)", (result.lease, result.task, *why, at_ms)

@@ -37,7 +37,7 @@ async def create_run(
     run = run_id(body.tenant, body.key)
     if not await driver.submit(body, run):
         response.status_code = 200
-    return await asyncio.to_thread(Views(driver).run, run, body.tenant)
+    return await _view(driver, run, body.tenant)
 
 
 @routes.get("/runs")
@@ -54,16 +54,21 @@ async def list_runs(
 @routes.get("/runs/{run}")
 async def show_run(run: str, tenant: Tenant, driver: TheDriver) -> RunView:
     """A run of the tenant, with its steps and first failures."""
-    return await asyncio.to_thread(Views(driver).run, RunId(run), tenant)
+    return await _view(driver, RunId(run), tenant)
 
 
 @routes.post("/runs/{run}/cancel")
-async def cancel_run(run: str, tenant: Tenant, driver: TheDriver) -> RunView:
-    """End a run that has not settled; what nobody else waits for is stopped."""
-    views = Views(driver)
-    await asyncio.to_thread(views.run, RunId(run), tenant)
-    await driver.cancel(RunId(run))
-    return await asyncio.to_thread(views.run, RunId(run), tenant)
+async def cancel_run(
+    run: str, tenant: Tenant, driver: TheDriver, checkpoint: bool = False
+) -> RunView:
+    """End a run that has not settled; what nobody else waits for is stopped.
+
+    With `checkpoint`, long tasks first leave what they can be gone on with, for up to 5 s:
+    the same work, asked for again, goes on from there.
+    """
+    await _view(driver, RunId(run), tenant)
+    await driver.cancel(RunId(run), checkpoint=checkpoint)
+    return await _view(driver, RunId(run), tenant)
 
 
 @routes.get("/runs/{run}/events", response_class=StreamingResponse)
@@ -74,17 +79,28 @@ async def watch_run(run: str, tenant: Tenant, driver: TheDriver) -> StreamingRes
 
 
 async def _events(driver: Driver, run: RunId, tenant: str) -> AsyncIterator[bytes]:
-    views = Views(driver)
     with driver.signals.watching(run) as watcher:
         while True:
             watcher.changed.clear()
-            view = await asyncio.to_thread(views.run, run, tenant)
+            view = await _view(driver, run, tenant)
+            unmet = driver.unmet(run)
             yield as_event(view)
             if view.status != "running" or driver.signals.closing:
                 return
             await _within(EVENT_GAP_S, watcher.settled)
             while not await _within(KEEP_ALIVE_S, watcher.changed):
+                if driver.unmet(run) != unmet:
+                    break
                 yield b": still here\n\n"
+
+
+async def _view(driver: Driver, run: RunId, tenant: str) -> RunView:
+    """From the tables; and from memory, what its steps wait for in vain. Raises NotFound."""
+    view = await asyncio.to_thread(Views(driver).run, run, tenant)
+    unmet = driver.unmet(run)
+    for step in view.steps:
+        step.waits_for = unmet.get(step.step, "")
+    return view
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

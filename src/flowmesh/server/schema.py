@@ -1,7 +1,8 @@
 """The read models: tables made from the journal's records, in the same transaction.
 
-Only `project.py` writes `runs` to `uses`; they can be rebuilt by replaying the journal.
-`uploads` and `models` are registries of their own, written on request.
+Only `project.py` writes `runs` to `uses` and `progress`; they can be rebuilt by replaying the
+journal. So can `superseded`, but for what was taken away since.
+`uploads` and `model_tags` are registries of their own, written on request.
 """
 
 from flowmesh.stores.sqlite import JOURNAL_TABLES
@@ -61,4 +62,34 @@ VERSION_1 = (
         added_ms INTEGER NOT NULL) WITHOUT ROWID""",
 )
 
-MIGRATIONS = (VERSION_1,)
+#: Names have tags, owners and a history.
+VERSION_2 = (
+    # Only ever appended to: what a tag stands for is its newest entry, nothing if `digest` is
+    # empty. `owner` is a tenant, or empty for a name that all share.
+    """CREATE TABLE model_tags (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, name TEXT NOT NULL,
+        tag TEXT NOT NULL, digest TEXT NOT NULL, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+        source TEXT NOT NULL, run TEXT NOT NULL, tenant TEXT NOT NULL, at_ms INTEGER NOT NULL)""",
+    "CREATE INDEX model_tags_by_name ON model_tags (owner, name, tag, seq)",
+    """CREATE VIEW standing_tags AS SELECT * FROM model_tags WHERE digest != '' AND seq IN
+        (SELECT max(seq) FROM model_tags GROUP BY owner, name, tag)""",
+    # Names were everybody's; sizes were not kept.
+    """INSERT INTO model_tags
+        (owner, name, tag, digest, kind, size_bytes, source, run, tenant, at_ms)
+        SELECT '', name, 'latest', json_extract(artifact, '$.digest'), 'model', 0, source, '', '',
+        added_ms FROM models ORDER BY added_ms, name""",
+    "DROP TABLE models",
+)
+
+#: Long tasks have progress and checkpoints.
+VERSION_3 = (
+    # `checkpoint` is a tree, or empty; `saved_step` is the step that it goes on from.
+    """CREATE TABLE progress (
+        task TEXT PRIMARY KEY, step INTEGER NOT NULL, steps INTEGER NOT NULL DEFAULT 0,
+        record TEXT NOT NULL DEFAULT '{}', checkpoint TEXT NOT NULL DEFAULT '',
+        saved_step INTEGER NOT NULL DEFAULT 0, at_ms INTEGER NOT NULL) WITHOUT ROWID""",
+    # Checkpoints that nobody will go on from, until their blobs are gone.
+    "CREATE TABLE superseded (tree TEXT PRIMARY KEY) WITHOUT ROWID",
+)
+
+MIGRATIONS = (VERSION_1, VERSION_2, VERSION_3)

@@ -23,13 +23,14 @@ from flowmesh.base.ids import StepId, TaskId
 from flowmesh.core.events import StepAssembled, StepExpanded, StepReopened
 from flowmesh.core.records import Step, TaskSpec
 from flowmesh.server import items
+from flowmesh.server.parts import parts_of
 from flowmesh.server.project import AssembledRecord, ExpandedRecord, Use, pack
 from flowmesh.server.submission import Submission, flat, source_name
 from flowmesh.spec.action import Artifact, Bound, Result, artifacts_of
 from flowmesh.spec.assemble import assemble
-from flowmesh.spec.conditions import holds
 from flowmesh.spec.expand import Expansion, Scope, expand
-from flowmesh.spec.nodes import StepNode, StepOutput, facts, remaining
+from flowmesh.spec.gates import due
+from flowmesh.spec.nodes import StepNode, StepOutput, remaining
 from flowmesh.spec.table import columns_of, decode_rows, encode_rows
 from flowmesh.spec.templates import RenderError
 from flowmesh.stores.base import BlobStore
@@ -97,7 +98,7 @@ class StepWork:
             step.id,
             items=len(expansion.items) + len(refused),
             found=len(found),
-            wanted=_specs(node, expansion, wanted, where),
+            wanted=_specs(node, expansion, wanted, where, self._saved(node, wanted)),
             rows_failed=len(refused),
             error=error,
             lost=tuple(TaskId(task) for task in lost),
@@ -105,6 +106,21 @@ class StepWork:
             record=pack(ExpandedRecord(str(blob), uses)),
             turn=step.turn,
         )
+
+    def _saved(self, node: StepNode, tasks: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Checkpoints that tasks left when they were wanted before, and their steps."""
+        if not node.op.resumable:
+            return {}
+        found: dict[str, tuple[str, int]] = {}
+        for start in range(0, len(tasks), _PAGE):
+            page = tasks[start : start + _PAGE]
+            rows = self._database.read(
+                "SELECT task, checkpoint, saved_step FROM progress"
+                f" WHERE checkpoint != '' AND task IN ({','.join('?' * len(page))})",
+                page,
+            )
+            found |= {task: (tree, step) for task, tree, step in rows}
+        return found
 
     def _upstream(
         self, submission: Submission, step: StepId
@@ -130,14 +146,30 @@ class StepWork:
         made: Mapping[StepOutput, Artifact],
         skipped: frozenset[str],
     ) -> bool:
-        """Whether the step's condition holds."""
-        if node.when is None:
-            return True
+        """Whether the step's conditions hold. Raises RenderError, LimitExceeded."""
+
+        def first_row(step: str, port: str) -> Mapping[str, Any] | None:
+            table = made.get(StepOutput(step, port))
+            return self._first_row(f"{step}.{port}", table) if table and table.rows else None
+
         counts: dict[str, int | None] = {}
         for name in node.upstream:
             rows = made.get(StepOutput(name, "rows"))
             counts[name] = None if name in skipped else max(rows.rows, 0) if rows else 0
-        return holds(node.when, facts(submission.graph, node, counts))
+        return due(node.gates, submission.graph.parameters, counts, first_row)
+
+    def _first_row(self, name: str, table: Artifact) -> dict[str, Any]:
+        """The first row of a table that has one; the rest is read past, so as to be verified."""
+        if table.address.size_bytes > TABLE_LIMIT_BYTES:
+            raise LimitExceeded(
+                f"a condition reads {name}, a table of {table.address.size_bytes} bytes; "
+                f"the limit is {TABLE_LIMIT_BYTES}"
+            )
+        head = b""
+        for chunk in self._store.stream(table.address):
+            if b"\n" not in head:
+                head += chunk
+        return decode_rows(head.partition(b"\n")[0], name)[0]
 
     def _rows(self, node: StepNode, bound: Mapping[str, Bound]) -> list[dict[str, Any]] | None:
         """The rows that a row operator works on. Raises LimitExceeded if they are too many."""
@@ -174,7 +206,10 @@ class StepWork:
         """Hits whose blobs are all there; and the tasks whose blobs are gone."""
         cached = self.cached(tasks)
         needed = {
-            task: [Digest.parse(text) for text in hit.result.digests()]
+            task: {
+                *map(Digest.parse, hit.result.digests()),
+                *parts_of(self._store, hit.result.outputs.values()),
+            }
             for task, hit in cached.items()
         }
         there = self._store.has({digest for digests in needed.values() for digest in digests})
@@ -211,14 +246,21 @@ class StepWork:
         """Have a blob that `step` needs made again.
 
         What another step of the run made, that step makes again; what belongs to the step
-        itself (its items, documents, results) comes back with its own expansion. None for
-        what came from outside, and for a blob that is there after all.
+        itself (its items, documents, results) comes back with its own expansion. A file of a
+        tree is made again with the tree. None for what came from outside, and for what is
+        there after all.
         """
         address = Digest.parse(digest)
         made, _ = self._upstream(submission, step.id)
-        makers = [source.step for source, artifact in made.items() if artifact.digest == digest]
-        outside = {artifact.address for artifact in submission.artifacts()}
-        if address in self._store.has([address]) or (not makers and address in outside):
+        given = list(submission.artifacts())
+        # Of a tree, a file may be what is lost, and either may be what is reported.
+        named = [one for one in (*made.values(), *given) if one.address == address]
+        wanted = {address} | parts_of(self._store, named)
+        makers = [
+            source.step for source, one in made.items() if address in parts_of(self._store, [one])
+        ]
+        is_given = not makers and address in parts_of(self._store, given)
+        if is_given or self._store.has(wanted) == wanted:
             return None
         run, own = step.id.split("/", 1)
         maker = StepId(f"{run}/{makers[0] if makers else own}")
@@ -259,8 +301,8 @@ class StepWork:
         return AssembledRecord(
             {port: self._table(node, port, table) for port, table in made.tables.items()},
             {
-                port: str(self._store.put(items.lines_of(made.origins[port])))
-                for port in made.tables
+                port: str(self._store.put(items.lines_of(origins)))
+                for port, origins in made.origins.items()
             },
         )
 
@@ -282,10 +324,15 @@ class StepWork:
 
 
 def _specs(
-    node: StepNode, expansion: Expansion, wanted: Sequence[str], where: str
+    node: StepNode,
+    expansion: Expansion,
+    wanted: Sequence[str],
+    where: str,
+    saved: Mapping[str, tuple[str, int]],
 ) -> tuple[TaskSpec, ...]:
     """Of the tasks whose documents are the lines of the pack `where`."""
     pure = node.op.determinism(node.params) != "effect"
+    devices = node.op.devices(node.params)
     return tuple(
         TaskSpec(
             id=TaskId(task),
@@ -296,6 +343,10 @@ def _specs(
             pack=where,
             line=line,
             pure=pure,
+            devices=devices,
+            memory_bytes=node.memory_bytes,
+            checkpoint=saved.get(task, ("", 0))[0],
+            step=saved.get(task, ("", 0))[1],
         )
         for line, task in enumerate(wanted)
     )

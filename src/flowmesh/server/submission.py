@@ -12,12 +12,14 @@ from flowmesh.spec.nodes import (
     Graph,
     InputFile,
     InputTable,
+    LastOf,
     LocalFile,
     ModelRef,
     Source,
     Sources,
     StepNode,
     StepOutput,
+    sources_of,
 )
 from flowmesh.spec.operator import Operator
 from flowmesh.spec.workflow import load
@@ -45,11 +47,12 @@ class Submission:
         missing = [
             Problem(f"{source_name(source)} is not resolved to a digest", self.request.file)
             for node in self.graph.steps.values()
-            for _, source in flat(node.inputs)
+            for sources in node.inputs.values()
+            for source in sources_of(sources)
             if not isinstance(source, StepOutput) and self._given(source) is None
         ]
         if missing:
-            raise SpecError(*missing)
+            raise SpecError(*dict.fromkeys(missing))
 
     def artifacts(self) -> Iterator[Artifact]:
         """Everything that must be in the store before the run may be accepted."""
@@ -130,6 +133,7 @@ def flat(sources: Mapping[str, Sources]) -> Iterator[tuple[str, Source]]:
 
 
 def source_name(source: Source) -> str:
+    """As lineage keeps it; what a loop carries is known by the one that is preferred."""
     match source:
         case StepOutput(step, port):
             return f"steps.{step}.{port}"
@@ -139,3 +143,5 @@ def source_name(source: Source) -> str:
             return f"models.{alias}"
         case LocalFile(path):
             return f"files.{path}"
+        case LastOf(sources):
+            return source_name(sources[-1])

@@ -3,13 +3,24 @@
 import json
 from typing import Any
 
-from flowmesh.base.errors import NotFound, Problem, SpecError
-from flowmesh.base.ids import RunId
+import msgspec
+
+from flowmesh.base.errors import NotFound, Problem, SpecError, StoreError
+from flowmesh.base.ids import RunId, StepId
 from flowmesh.server.driver import Driver
+from flowmesh.server.project import ProgressRecord
 from flowmesh.server.steps import decode_outputs
 from flowmesh.server.submission import view_of
-from flowmesh.spec.nodes import Graph
-from flowmesh.wire import ArtifactView, RowFailure, RunPage, RunView, StepView, TaskCounts
+from flowmesh.spec.nodes import Graph, StepOutput, candidates
+from flowmesh.wire import (
+    ArtifactView,
+    ProgressView,
+    RowFailure,
+    RunPage,
+    RunView,
+    StepView,
+    TaskCounts,
+)
 
 FAILURES_SHOWN = 20
 
@@ -33,6 +44,9 @@ class Views:
         view = _run_view(rows[0], self._driver.now_ms())
         steps = self._read(f"SELECT {_STEP} FROM steps WHERE run = ? ORDER BY position", (run,))
         view.steps = [_step_view(row) for row in steps]
+        for row, step in zip(steps, view.steps, strict=True):
+            if step.status == "running" and step.items == 1:
+                step.progress = self._progress(row[0])
         view.tasks = _total(view.steps)
         if view.status == "succeeded":
             view.outputs = _named_outputs(self._driver.submissions.of(run).graph, view.steps)
@@ -58,6 +72,29 @@ class Views:
         more = len(found) > limit
         token = f"{views[-1].submitted_ms}:{views[-1].run}" if more else None
         return RunPage(runs=views, next=token)
+
+    def _progress(self, step: str) -> ProgressView | None:
+        """Of the one task of a step; None while it has not said how far it is."""
+        try:
+            (item,) = self._driver.items(StepId(step)).items
+        except StoreError:
+            return None  # what is lost is found, and told, by whoever needs it
+        found = self._read(
+            "SELECT step, steps, record, saved_step, at_ms FROM progress WHERE task = ?",
+            (item.task,),
+        )
+        if not found:
+            return None
+        ((number, steps, text, saved_step, at_ms),) = found
+        record = msgspec.json.decode(text, type=ProgressRecord)
+        return ProgressView(
+            step=number,
+            steps=steps,
+            facts=record.facts,
+            saved_step=saved_step,
+            message=record.message,
+            at_ms=at_ms,
+        )
 
     def _failures(self, run: RunId) -> list[RowFailure]:
         """The first failed rows: those whose task failed, and those that became none."""
@@ -157,13 +194,19 @@ def _total(steps: list[StepView]) -> TaskCounts:
 
 
 def _named_outputs(graph: Graph, steps: list[StepView]) -> dict[str, ArtifactView]:
-    """The workflow's outputs; those of a skipped step are left out."""
-    made = {step.step: step.outputs for step in steps}
-    return {
-        name: made[source.step][source.port]
-        for name, source in graph.outputs.items()
-        if source.port in made[source.step]
+    """The workflow's outputs; those of a skipped step are left out.
+
+    Of what a loop carries, the one of the last round that was not skipped.
+    """
+    made = {
+        StepOutput(step.step, port): one for step in steps for port, one in step.outputs.items()
     }
+    found: dict[str, ArtifactView] = {}
+    for name, source in graph.outputs.items():
+        there = [made[one] for one in candidates(source) if one in made]
+        if there:
+            found[name] = there[-1]
+    return found
 
 
 def as_event(view: RunView) -> bytes:

@@ -1,24 +1,29 @@
 """Made-up workers: they sync by state, run batches, crash, pause and leave."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flowmesh.base.ids import LeaseId, TaskId, WorkerId
-from flowmesh.core.events import TaskResult, WorkerGone, WorkerSynced
+from flowmesh.core.events import TaskProgressed, TaskResult, WorkerGone, WorkerSynced
 from flowmesh.core.plan import LEASE_MS
 from flowmesh.core.records import Failure
+from flowmesh.sim.workload import SAVE_EVERY, STEPS, is_long, step_of, tree_at
 
 if TYPE_CHECKING:
     from flowmesh.sim.world import World
 
 SYNC_MS = 5_000
-Desired = tuple[tuple[LeaseId, tuple[TaskId, ...]], ...]
+#: Leases, their open tasks, and by task what to go on from.
+Desired = tuple[tuple[LeaseId, tuple[TaskId, ...], dict[TaskId, str]], ...]
+Saved = dict[tuple[LeaseId, TaskId], int]
 
 
 class SimWorker:
     """A place where one worker process after another runs.
 
     `running` holds the open tasks of each lease it works on; `reports` what it has
-    finished and the plane has not settled yet.
+    finished and the plane has not settled yet, `saved` the steps of checkpoints likewise.
+    `at` is the step at which each long task is.
     """
 
     def __init__(self, world: "World", number: int) -> None:
@@ -38,6 +43,8 @@ class SimWorker:
         self._starts = 0
         self._start_of: dict[LeaseId, int] = {}
         self.reports: dict[tuple[LeaseId, TaskId], TaskResult] = {}
+        self.saved: Saved = {}
+        self.at: dict[tuple[LeaseId, TaskId], int] = {}
         world.after(world.rng.randrange(10_000), self._beat)
 
     @property
@@ -62,6 +69,7 @@ class SimWorker:
         if world.hit(faults.pause_worker):
             self.silent_until_ms = world.now_ms + world.rng.randint(1_000, 4 * LEASE_MS)
         if world.hit(faults.leave_worker):
+            self._save(self.at)
             self._sync(leaving=True)
             self._replaced()
         self._sync()
@@ -73,47 +81,97 @@ class SimWorker:
         self.running.clear()
         self._start_of.clear()
         self.reports.clear()
+        self.saved.clear()
+        self.at.clear()
 
     def _sync(self, *, leaving: bool = False) -> None:
         if not self.lives or self.world.now_ms < self.silent_until_ms:
             return
         worker, generation = self.id, self.generation
-        warm, reports = tuple(self.warm), tuple(self.reports.values())
+        warm, reports, saved = tuple(self.warm), tuple(self.reports.values()), dict(self.saved)
 
         def make(now_ms: int) -> WorkerSynced:
             runtimes, price = self.runtimes, 0.3 * self.units_per_s
             return WorkerSynced(now_ms, worker, runtimes, self.slots, price, warm, reports, leaving)
 
         def receive() -> None:
+            for (lease, task), step in saved.items():
+                if not self.world.step(_telling(worker, lease, task, step)):
+                    return
             if not self.world.step(make):
                 return
+            plane = self.world.plane
             desired: Desired = tuple(
-                (lease.id, left) for lease, left in self.world.plane.desired(worker)
+                (one.id, left, dict(zip(one.tasks, one.checkpoints, strict=True)))
+                for one, left in plane.desired(worker)
             )
-            self.world.send(lambda: self._obey(generation, desired, reports))
+            stops = [lease for lease, _ in plane.stopping(worker)]
+            self.world.send(lambda: self._obey(generation, desired, reports, saved, stops))
 
         self.world.send(receive)
 
-    def _obey(self, generation: int, desired: Desired, settled: tuple[TaskResult, ...]) -> None:
-        """Stop what is not desired, start what is, forget what was settled."""
+    def _obey(
+        self,
+        generation: int,
+        desired: Desired,
+        settled: tuple[TaskResult, ...],
+        saved: Saved,
+        stops: list[LeaseId],
+    ) -> None:
+        """Stop what is not desired, start what is, forget what was settled.
+
+        What is stopped with time for it leaves a checkpoint.
+        """
         if generation != self.generation or not self.lives:
             return
         for result in settled:
             self.reports.pop((result.lease, result.task), None)
-        wanted = dict(desired)
+        for key in [key for key, step in saved.items() if self.saved.get(key) == step]:
+            del self.saved[key]
+        stopped = {key: step for key, step in self.at.items() if key[0] in stops}
+        wanted = {lease: tasks for lease, tasks, _ in desired}
         self.running = {
             lease: tuple(task for task in tasks if task in wanted[lease])
             for lease, tasks in self.running.items()
             if lease in wanted
         }
         self._start_of = {k: start for k, start in self._start_of.items() if k in wanted}
-        for lease, tasks in desired:
+        self.at = {key: step for key, step in self.at.items() if key[0] in wanted}
+        for lease, tasks, trees in desired:
             todo = tuple(task for task in tasks if (lease, task) not in self.reports)
             if lease not in self.running and todo:
                 self.running[lease] = todo
                 self._starts += 1
                 self._start_of[lease] = self._starts
+                for task in filter(is_long, todo):
+                    self.at[lease, task] = step_of(trees[task])
                 self._next(self._starts, lease, len(todo))
+        if stopped:
+            self._save(stopped)
+            self._sync()
+
+    def _save(self, steps: Saved) -> None:
+        """Leave checkpoints of long tasks that have come further than their last ones."""
+        for key, step in steps.items():
+            if step > self.saved.get(key, 0):
+                self.saved[key] = step
+
+    def _climb(self, start: int, lease: LeaseId, task: TaskId, batch_size: int) -> None:
+        """Take the next step of a long task; the last one is its end."""
+        step = self.at.get((lease, task))
+        if self._start_of.get(lease) != start or step is None:
+            return
+        spec = self.world.workload.spec(task)
+        if step >= STEPS:
+            del self.at[lease, task]
+            self._finish(start, lease, task, spec.work / self.units_per_s, batch_size)
+            return
+        if step and step % SAVE_EVERY == 0:
+            self._save({(lease, task): step})
+            self._sync()
+        self.at[lease, task] = step + 1
+        step_ms = int(1000 * spec.work / STEPS / self.units_per_s)
+        self.world.after(step_ms, lambda: self._climb(start, lease, task, batch_size))
 
     def _next(self, start: int, lease: LeaseId, batch_size: int) -> None:
         """Run the lease's tasks one by one, so that a batch completes partially."""
@@ -122,6 +180,9 @@ class SimWorker:
         task = self.running[lease][0]
         spec = self.world.workload.spec(task)
         self.warm[spec.batch_key] = None
+        if is_long(task):
+            self._climb(start, lease, task, batch_size)
+            return
         seconds = spec.work / self.units_per_s
         self.world.after(
             int(1000 * seconds), lambda: self._finish(start, lease, task, seconds, batch_size)
@@ -152,3 +213,10 @@ class SimWorker:
             Failure.CRASH: faults.crash_child,
         }
         return next((failure for failure, rate in rates.items() if world.hit(rate)), None)
+
+
+def _telling(
+    worker: WorkerId, lease: LeaseId, task: TaskId, step: int
+) -> Callable[[int], TaskProgressed]:
+    tree = tree_at(task, step)
+    return lambda now_ms: TaskProgressed(now_ms, worker, lease, task, step, tree)

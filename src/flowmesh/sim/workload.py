@@ -10,6 +10,21 @@ from flowmesh.core.records import OnError, Run, Step, TaskSpec
 KINDS = ("transform", "generate", "choose", "train")
 RUNTIME = {"transform": "tables", "generate": "models", "choose": "models", "train": "models"}
 MAX_BATCH = {"transform": 1, "generate": 8, "choose": 4, "train": 1}
+#: A long task has so many steps, and leaves a checkpoint after each few of them.
+STEPS, SAVE_EVERY = 20, 5
+
+
+def is_long(task: TaskId) -> bool:
+    return task.startswith("train:")
+
+
+def tree_at(task: TaskId, step: int) -> str:
+    """The checkpoint of a step."""
+    return f"{task}@{step}"
+
+
+def step_of(tree: str) -> int:
+    return int(tree.rpartition("@")[2]) if tree else 0
 
 
 class Workload:

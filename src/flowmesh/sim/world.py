@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from heapq import heappop, heappush
 from random import Random
 
@@ -11,6 +12,7 @@ from flowmesh.core.decisions import Decision
 from flowmesh.core.events import (
     Event,
     PlaneStarted,
+    ProgressForgotten,
     RunCancelled,
     StepAssembled,
     StepExpanded,
@@ -18,11 +20,11 @@ from flowmesh.core.events import (
     Tick,
 )
 from flowmesh.core.machine import ControlPlane
-from flowmesh.core.records import Run, RunStatus, Step, StepStatus
-from flowmesh.core.state import Accepted
+from flowmesh.core.records import Lease, Run, RunStatus, Step, StepStatus, TaskSpec
+from flowmesh.core.state import Accepted, Changes
 from flowmesh.sim.faults import Faults
 from flowmesh.sim.workers import SimWorker
-from flowmesh.sim.workload import Workload
+from flowmesh.sim.workload import Workload, step_of, tree_at
 
 TICK_MS = 1_000
 
@@ -34,6 +36,8 @@ class World:
         journal: all events and decisions: what a crash of the plane leaves.
         cache: the action cache: settled work by fingerprint.
         executions: how often each task was carried out to a good end.
+        saved: by task, the step of the checkpoint that the tables hold.
+        resumed: leases that went on from a checkpoint.
         settled: how each run ended.
         steps: every step as it was last seen, settled ones too.
     """
@@ -50,6 +54,8 @@ class World:
         self.skew_ms = 0
         self.cache: dict[TaskId, str] = {}
         self.executions: dict[TaskId, int] = {}
+        self.saved: dict[TaskId, int] = {}
+        self.resumed = 0
         self.settled: dict[RunId, RunStatus] = {}
         self.submitted: dict[RunId, None] = {}
         self.cancelled: dict[RunId, None] = {}
@@ -131,11 +137,30 @@ class World:
         """What the server's read models would keep."""
         changes = self.plane.state.drain()
         self.steps |= changes.steps
+        self._progress(changes)
         for accepted in changes.accepted:
             self._keep(accepted)
         for run in changes.runs.values():
             if run.status is not RunStatus.RUNNING:
                 self._run_settled(run)
+
+    def _progress(self, changes: Changes) -> None:
+        """Checkpoints are durable from here on: none is lost, and each lease goes on from them."""
+        for task in changes.forgotten:
+            self.saved.pop(task, None)
+        for progressed in changes.progressed:
+            step = step_of(progressed.checkpoint)
+            known = self.saved.get(progressed.task, 0)
+            assert step > known or self._may_repeat, f"{progressed.task} fell from step {known}"
+            self.saved[progressed.task] = step
+        for lease, _ in changes.granted:
+            self._granted(lease)
+
+    def _granted(self, lease: Lease) -> None:
+        for task, tree in zip(lease.tasks, lease.checkpoints, strict=True):
+            known = self.saved.get(task, 0)
+            assert step_of(tree) >= known or self._may_repeat, f"{task} repeats what is saved"
+            self.resumed += bool(tree)
 
     def _keep(self, accepted: Accepted) -> None:
         task, output = accepted.result.task, accepted.result.output
@@ -143,6 +168,7 @@ class World:
             assert task not in self.cache or self._may_repeat, f"{task} ran twice"
             self.cache[task] = output
             self.executions[task] = self.executions.get(task, 0) + 1
+            self.saved.pop(task, None)
 
     def _run_settled(self, run: Run) -> None:
         assert run.id not in self.settled, f"{run.id} settled twice"
@@ -175,7 +201,7 @@ class World:
             self._lost.pop(task)
             self.cache.pop(task, None)
         distinct = dict.fromkeys(tasks)
-        wanted = tuple(self.workload.spec(task) for task in distinct if task not in self.cache)
+        wanted = tuple(self._spec(task) for task in distinct if task not in self.cache)
         found = len(distinct) - len(wanted)
         items, turn = len(tasks), self.steps[step].turn
 
@@ -183,6 +209,11 @@ class World:
             return StepExpanded(now_ms, step, items, found, wanted, lost=lost, turn=turn)
 
         self.after(self.rng.randint(1, 5_000), lambda: self._tell(step, expanded))
+
+    def _spec(self, task: TaskId) -> TaskSpec:
+        """With the checkpoint that the tables hold."""
+        spec, step = self.workload.spec(task), self.saved.get(task, 0)
+        return replace(spec, checkpoint=tree_at(task, step), step=step) if step else spec
 
     def _lose_something(self, step: StepId) -> bool:
         """A result of a step before this one is gone: that step is taken up again."""
@@ -216,6 +247,9 @@ class World:
 
     def _tick(self) -> None:
         self.step(Tick)
+        if self.hit(0.002):
+            unwanted = tuple(task for task in self.saved if task not in self.plane.state.tasks)
+            self.step(lambda now: ProgressForgotten(now, unwanted))
         self.after(TICK_MS, self._tick)
 
     def _submit(self, number: int) -> None:
@@ -227,8 +261,9 @@ class World:
         self.submitted[run] = None
         if self.hit(self.faults.cancel):
             self.cancelled[run] = None
-            self.after(self.rng.randrange(300_000), lambda: self._cancel(run))
+            checkpoint = self.hit(0.5)
+            self.after(self.rng.randrange(300_000), lambda: self._cancel(run, checkpoint))
 
-    def _cancel(self, run: RunId) -> None:
-        if not self.step(lambda now: RunCancelled(now, run)):
-            self.after(1_000, lambda: self._cancel(run))
+    def _cancel(self, run: RunId, checkpoint: bool) -> None:
+        if not self.step(lambda now: RunCancelled(now, run, checkpoint)):
+            self.after(1_000, lambda: self._cancel(run, checkpoint))

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowmesh.spec.action import Result
 from flowmesh.spec.expand import Item
-from flowmesh.spec.nodes import ERROR_COLUMN, ERRORS_PORT, StepNode
+from flowmesh.spec.nodes import ERROR_COLUMN, ERRORS_PORT, SUMMARY_PORT, StepNode
 
 #: An input port, a row of it, and the sample of that row; both counted from 0.
 Origin = tuple[str, int, int]
@@ -18,7 +18,10 @@ Table = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """Tables by output port, and for each of their rows the input row it was made from."""
+    """Tables by output port, and for each of their rows the input row it was made from.
+
+    A summary was made from all rows, and has no origins.
+    """
 
     tables: Mapping[str, Table]
     origins: Mapping[str, list[Origin]]
@@ -55,6 +58,8 @@ def assemble(
             continue
         tables[port] += made
         origins[port] += [("rows", row, sample)] * len(made)
+    if node.op.aggregate is not None:
+        tables[SUMMARY_PORT] = node.op.aggregate(node.params, tables["rows"])
     return Assembled(tables, origins)
 
 

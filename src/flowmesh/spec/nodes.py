@@ -4,9 +4,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flowmesh.spec.document import Path
+from flowmesh.spec.gates import Gate
 from flowmesh.spec.operator import Columns, Operator
 from flowmesh.spec.workflow import ModelSource, OnError, Share, Workflow
 
+#: Output port of a row operator that measures the step as a whole.
+SUMMARY_PORT = "summary"
 #: Output port that `on_error: quarantine` adds, and the column that it adds to each row there.
 ERRORS_PORT = "errors"
 ERROR_COLUMN = "error"
@@ -42,19 +46,34 @@ class LocalFile:
     path: str
 
 
-Source = StepOutput | InputTable | InputFile | ModelRef | LocalFile
+Made = StepOutput | InputTable | InputFile | ModelRef | LocalFile
+
+
+@dataclass(frozen=True, slots=True)
+class LastOf:
+    """What a loop carries: the last of these that was not skipped."""
+
+    sources: tuple[Made, ...]
+
+
+Source = Made | LastOf
 #: What one port is bound to.
 Sources = Source | list[Source] | dict[str, Source]
 
 
-def sources_of(sources: Sources) -> Iterator[Source]:
+def candidates(source: Source) -> tuple[Made, ...]:
+    """What a source may turn out to be, the one that is preferred last."""
+    return source.sources if isinstance(source, LastOf) else (source,)
+
+
+def sources_of(sources: Sources) -> Iterator[Made]:
     """The sources behind a port, in order."""
     if isinstance(sources, list):
-        yield from sources
-    elif isinstance(sources, dict):
-        yield from sources.values()
+        listed = sources
     else:
-        yield sources
+        listed = list(sources.values()) if isinstance(sources, dict) else [sources]
+    for source in listed:
+        yield from candidates(source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +81,20 @@ class StepNode:
     """A step that is ready to be expanded once its inputs exist.
 
     Attributes:
-        name: unique in the graph; of a matrix step, `judge[temperature=0.2]`.
-        base: the step's key in the document; `matrix`, the values of this instance.
+        name: unique in the graph; of a matrix step, `judge[temperature=0.2]`, in a loop
+            `improve[1].judge[temperature=0.2]`.
+        path: where the step is in the document; `matrix`, the values of this instance.
         params: validated, an instance of `op.params`.
-        upstream: steps that must have settled before: sources, and those named in `when`.
-        outputs: output port to kind: `table`, `file` or `model`.
+        upstream: steps that must have settled before: sources, and those that gates name.
+        outputs: output port to kind: `table`, `file`, `model` or `adapter`.
         columns: of each output port that is a table; None where only running tells.
+        gates: conditions that must hold; else the step is skipped.
+        memory_bytes: what one of its tasks takes of a worker, 0 if that is not said.
         line: of the step in the document, 0 if it has none.
     """
 
     name: str
-    base: str
+    path: Path
     op: Operator
     params: Any
     inputs: Mapping[str, Sources]
@@ -80,11 +102,12 @@ class StepNode:
     outputs: Mapping[str, str]
     columns: Mapping[str, Columns]
     matrix: Mapping[str, Any] = field(default_factory=dict)
-    when: str | None = None
+    gates: tuple[Gate, ...] = ()
     on_error: OnError = "fail"
     share: Share = "domain"
     reuse: Literal["samples"] | None = None
     numerics: Literal["exact"] | None = None
+    memory_bytes: int = 0
     line: int = 0
 
 
@@ -103,32 +126,17 @@ class Graph:
     workflow: Workflow
     order: tuple[str, ...]
     steps: Mapping[str, StepNode]
-    outputs: Mapping[str, StepOutput]
+    outputs: Mapping[str, StepOutput | LastOf]
     models: Mapping[str, ModelSource]
     files: tuple[str, ...]
     parameters: Mapping[str, Any]
 
 
-def facts(graph: Graph, node: StepNode, counts: Mapping[str, int | None]) -> dict[str, Any]:
-    """What `conditions.holds` asks for a step's `when`.
-
-    Args:
-        counts: rows of the `rows` output of each settled step (0 if it has none), None for a
-            skipped one. Of a matrix step, the condition sees the sum, and `skipped` only
-            where every instance was.
-    """
-    steps: dict[str, dict[str, Any]] = {}
-    for name, count in counts.items():
-        fact = steps.setdefault(graph.steps[name].base, {"count": 0, "skipped": True})
-        fact["count"] += count or 0
-        fact["skipped"] = fact["skipped"] and count is None
-    return {"inputs": dict(graph.parameters), "matrix": dict(node.matrix), "steps": steps}
-
-
 def remaining(node: StepNode, skipped: Collection[str]) -> Mapping[str, Sources] | None:
     """A step's inputs without those that were skipped; None if the step is skipped for it.
 
-    A list or a map of sources goes without the skipped ones as long as one remains.
+    A list or a map of sources goes without the skipped ones as long as one remains. What a
+    loop carries is what the last round that was not skipped has made.
     """
     left: dict[str, Sources] = {}
     for port, sources in node.inputs.items():
@@ -141,11 +149,15 @@ def remaining(node: StepNode, skipped: Collection[str]) -> Mapping[str, Sources]
 
 
 def _without(sources: Sources, skipped: Collection[str]) -> Sources | None:
-    def stays(source: Source) -> bool:
-        return not (isinstance(source, StepOutput) and source.step in skipped)
+    def left(source: Source) -> Source | None:
+        for one in reversed(candidates(source)):
+            if not (isinstance(one, StepOutput) and one.step in skipped):
+                return one
+        return None
 
     if isinstance(sources, list):
-        return [one for one in sources if stays(one)] or None
+        return [one for source in sources if (one := left(source)) is not None] or None
     if isinstance(sources, dict):
-        return {name: one for name, one in sources.items() if stays(one)} or None
-    return sources if stays(sources) else None
+        named = {name: left(source) for name, source in sources.items()}
+        return {name: one for name, one in named.items() if one is not None} or None
+    return left(sources)

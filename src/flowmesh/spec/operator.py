@@ -100,6 +100,7 @@ class Operator:
             `summary`: what the step as a whole measured. Empty rows in, rows with the same
             columns out.
         resumable: its engine leaves checkpoints, and goes on from them after an interruption.
+        devices: how many GPUs (or, on a machine without, CPU devices) it needs, from the parameters.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Operator:
     max_batch: int = 1
     aggregate: Callable[[Any, list[dict[str, Any]]], list[dict[str, Any]]] | None = None
     resumable: bool = False
+    devices: Callable[[Any], int] = lambda params: 1
 
     def batch_key(self, engine: str, models: Sequence[str]) -> str:
         """Tasks with equal keys may run in one batch: same operator, engine and models."""

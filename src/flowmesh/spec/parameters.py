@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from flowmesh.base.errors import Problem
 from flowmesh.base.nearest import nearest
 from flowmesh.spec.document import Path, Positions
+from flowmesh.spec.loops import OUTSIDE, Scope
 from flowmesh.spec.messages import by_path, in_words
 from flowmesh.spec.operator import Operator, ParamError
 from flowmesh.spec.references import BadReference, Reference, substitute
@@ -27,16 +28,18 @@ class Unresolved(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A step, or one combination of a matrix step's values."""
+    """A step, or one combination of a matrix step's values, in one round if it is in a loop.
+
+    `name` and `base` are unique in the graph: `improve[1].judge[k=2]`, `improve[1].judge`.
+    `path` is where the document has the step.
+    """
 
     name: str
     base: str
     step: Step
+    path: Path
+    scope: Scope = OUTSIDE
     matrix: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        return ("steps", self.base)
 
 
 def from_text(declared: PlainInput, text: str) -> Any:
@@ -76,12 +79,13 @@ def resolve(
 
 @dataclass(frozen=True, slots=True)
 class PlainValues:
-    """What `${inputs.x}` and `${matrix.x}` stand for, seen from one step."""
+    """What `${inputs.x}`, `${matrix.x}` and `${loop.round}` stand for, seen from one step."""
 
     workflow: Workflow
     values: Mapping[str, Any]
     matrix: Mapping[str, Any]
     ports: tuple[str, ...] = ()
+    scope: Scope = OUTSIDE
 
     def __call__(self, reference: Reference) -> Any:
         """Raises BadReference, or Unresolved for an input without a value."""
@@ -92,6 +96,8 @@ class PlainValues:
                     f"{reference} names nothing in this step's matrix{nearest(name, self.matrix)}"
                 )
             return self.matrix[name]
+        if reference.kind == "loop" and self.scope.carries(reference) is None:
+            return self.scope.round
         if reference.kind != "inputs":
             ports = f" (ports: {', '.join(self.ports)})" if self.ports else ""
             raise BadReference(f"a value cannot hold {reference}; it belongs on a port{ports}")
@@ -105,18 +111,23 @@ class PlainValues:
         return self.values[name]
 
 
-def instances(base: str, step: Step, plain: PlainValues) -> Iterator[Instance]:
-    """One instance, or one for each combination of the matrix. Raises BadReference, Unresolved."""
+def instances(name: str, step: Step, plain: PlainValues) -> Iterator[Instance]:
+    """One instance, or one for each combination of the matrix. Raises BadReference, Unresolved.
+
+    `name` is what its scope calls the step.
+    """
+    scope = plain.scope
+    base, path = scope.full(name), scope.path(name)
     if step.matrix is None:
-        yield Instance(base, base, step)
+        yield Instance(base, base, step, path, scope)
         return
-    matrix = {name: substitute(values, plain) for name, values in step.matrix.items()}
+    matrix = {key: substitute(values, plain) for key, values in step.matrix.items()}
     labels = [_labels(values) for values in matrix.values()]
     for chosen in itertools.product(*(range(len(values)) for values in matrix.values())):
         picked = zip(matrix, labels, chosen, strict=True)
-        text = ",".join(f"{name}={words[n]}" for name, words, n in picked)
-        values = {name: matrix[name][n] for name, n in zip(matrix, chosen, strict=True)}
-        yield Instance(f"{base}[{text}]", base, step, values)
+        text = ",".join(f"{key}={words[n]}" for key, words, n in picked)
+        values = {key: matrix[key][n] for key, n in zip(matrix, chosen, strict=True)}
+        yield Instance(f"{base}[{text}]", base, step, path, scope, values)
 
 
 def _labels(values: list[Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """`${...}` in a document: what it names, and the values that take its place.
 
-`${inputs.x}`, `${steps.x}`, `${steps.x.port}`, `${models.x}`, `${matrix.x}`. A text that is
-one reference and nothing else takes the value with its type; within a longer text the value
-is written out. `$${` stands for a plain `${`.
+`${inputs.x}`, `${steps.x}`, `${steps.x.port}`, `${models.x}`, `${matrix.x}`, `${loop.x}`. A
+text that is one reference and nothing else takes the value with its type; within a longer
+text the value is written out. `$${` stands for a plain `${`.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from flowmesh.base.nearest import nearest
 
-Kind = Literal["inputs", "steps", "models", "matrix"]
+Kind = Literal["inputs", "steps", "models", "matrix", "loop"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 _MARK = re.compile(r"\$\$\{|\$\{")

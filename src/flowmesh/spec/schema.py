@@ -8,8 +8,11 @@ from flowmesh.spec.workflow import RESERVED, Workflow
 
 _TEXT_WITH_REFERENCE = {"type": "string", "pattern": r"\$\{"}
 _REFERENCE: Mapping[str, str] = {
-    "table": r"^\$\{(inputs|steps)\.[^}]+\}$",
-    "model": r"^(\$\{[^}]+\}|[A-Za-z0-9][A-Za-z0-9._-]{0,62})$",
+    "table": r"^\$\{(inputs|steps|loop)\.[^}]+\}$",
+    **dict.fromkeys(
+        ("model", "adapter"),
+        r"^(\$\{[^}]+\}|[A-Za-z0-9][A-Za-z0-9._-]{0,62}(@[A-Za-z0-9][A-Za-z0-9._-]{0,62})?)$",
+    ),
     "file": r".",
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import BlobMissing, DigestMismatch, SpecError
+from flowmesh.base.errors import BlobMissing, DigestMismatch, LimitExceeded, SpecError
 from flowmesh.stores.base import BlobStore
 from flowmesh.stores.trees import blobs_of_tree
 
@@ -67,17 +67,7 @@ def collect(
     `live` and `trees` must be read after `now_ms`: what was put before and became live
     since is then in them, and what was put since is young.
     """
-    needed, bad = set(live), []
-    for tree in trees:
-        needed.add(tree)
-        try:
-            needed |= blobs_of_tree(store, tree)
-        except DigestMismatch:
-            bad.append(tree)
-        except BlobMissing:
-            pass  # reported below, with everything else that is not there
-        except SpecError:
-            bad.append(tree)
+    needed, bad = _with_trees(store, live, trees)
     blobs, size_bytes, removed = 0, 0, []
     before_ms = now_ms - grace_ms
     held: set[Digest] = set()
@@ -100,3 +90,84 @@ def collect(
         removed_bytes=sum(digest.size_bytes for digest in removed),
         dry_run=dry_run,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What `remove_trees` took away; `done` are trees of which nothing more can go."""
+
+    done: list[Digest]
+    removed: list[Digest]
+
+    @property
+    def removed_bytes(self) -> int:
+        return sum(digest.size_bytes for digest in self.removed)
+
+
+def remove_trees(
+    store: BlobStore,
+    unwanted: Iterable[Digest],
+    *,
+    live: Iterable[Digest],
+    kept: Iterable[Digest],
+    before_ms: int,
+) -> Removal:
+    """Remove trees with those of their blobs that nothing else needs.
+
+    The manifest goes last, so that what was cut off on the way can be taken up again. A tree
+    that is needed itself is not done, nor is one with a blob that was renewed since
+    `before_ms`: somebody may be about to name it.
+
+    Args:
+        live, kept: blobs and trees to keep, as for `collect`; read after `before_ms`, which is
+            well above `stores.base.RENEW_MS` ago.
+    """
+    needed, _ = _with_trees(store, live, kept)
+    result = Removal([], [])
+    for tree in unwanted:
+        if tree in needed:
+            continue  # as a whole, by somebody; perhaps not for long
+        try:
+            files = blobs_of_tree(store, tree) - {tree}
+        except (BlobMissing, DigestMismatch, SpecError, LimitExceeded):
+            result.done.append(tree)  # gone, or no tree: nothing of it can be found
+            continue
+        young = False
+        for blob in (*sorted(files), tree):
+            if blob in needed or (young and blob == tree):
+                continue  # what another tree needs goes with that one
+            if store.delete(blob, if_before_ms=before_ms):
+                result.removed.append(blob)
+            else:
+                young |= _is_there(store, blob)
+        if not young:
+            result.done.append(tree)
+    return result
+
+
+def _is_there(store: BlobStore, digest: Digest) -> bool:
+    """Whether the store holds a blob, told without renewing it."""
+    try:
+        for _ in store.stream(digest):
+            break
+    except BlobMissing:
+        return False
+    except DigestMismatch:
+        pass  # set aside by this
+    return True
+
+
+def _with_trees(
+    store: BlobStore, live: Iterable[Digest], trees: Iterable[Digest]
+) -> tuple[set[Digest], list[Digest]]:
+    """All blobs that are needed; and the trees whose manifests are damaged or none."""
+    needed, bad = set(live), []
+    for tree in trees:
+        needed.add(tree)
+        try:
+            needed |= blobs_of_tree(store, tree)
+        except (DigestMismatch, SpecError):
+            bad.append(tree)
+        except BlobMissing:
+            pass  # reported with everything else that is not there
+    return needed, bad

@@ -31,6 +31,7 @@ from flowmesh.worker.children import Children
 from flowmesh.worker.delivery import Assignment
 from flowmesh.worker.executor import Executor
 from flowmesh.worker.offers import offered
+from flowmesh.worker.progress import Tidings
 from flowmesh.worker.settings import WorkerSettings
 from flowmesh.worker.transport import Transport, backoff_s
 
@@ -120,6 +121,11 @@ class _Running:
     assignment: Assignment
     work: asyncio.Task[None]
 
+    @property
+    def can_stop(self) -> bool:
+        """Whether it is at something that could leave a checkpoint."""
+        return self.assignment.can_stop.is_set() and not self.work.done()
+
 
 class Agent:
     """One worker, as its server knows it."""
@@ -137,18 +143,26 @@ class Agent:
         scratch = settings.home.resolve() / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         self._executor = Executor(
-            cache, children, settings.operators, scratch=scratch, slots=settings.slots
+            cache,
+            children,
+            settings.operators,
+            scratch=scratch,
+            slots=settings.slots,
+            interruptions_per_hour=settings.interruptions_per_hour,
         )
         self._runtimes = offered(settings.operators, settings.runtimes)
         self._running: dict[int, _Running] = {}
         #: By lease and task, until settled.
         self._reports: dict[tuple[int, str], TaskReport] = {}
         self._news = asyncio.Event()
+        self._tidings = Tidings(self._news.set)
+        self._draining = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sync until `stop` is set. Raises AccessDenied, Refused, Unreachable, see `work`."""
         try:
             await self._serve(stop)
+            await self._drain()
         finally:
             await self._abandon(list(self._running))
         await self._say_goodbye()
@@ -174,36 +188,70 @@ class Agent:
             if not changed and clock() - asked < HASTE_S:
                 await _first(stop, self._news, timeout_s=HASTE_S)
 
-    async def _exchange(self, stop: asyncio.Event) -> SyncAnswer | None:
+    async def _drain(self) -> None:
+        """Have what can be gone on with leave a checkpoint, while the server goes on hearing us."""
+        self._draining = True
+        await self._abandon([n for n, one in self._running.items() if not one.can_stop])
+        for running in self._running.values():
+            running.assignment.stop.set()
+        clock, failures = asyncio.get_running_loop().time, 0
+        deadline = clock() + self._settings.stop_grace_s
+        while self._is_busy() and (left_s := deadline - clock()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    answer = await self._exchange()
+                    if answer is not None:
+                        await self._obey(answer)
+            except TimeoutError:
+                break
+            except Unreachable:
+                await _first(self._news, timeout_s=min(left_s, backoff_s(failures)))
+                failures += 1
+
+    def _is_busy(self) -> bool:
+        """Whether a checkpoint is being made, sent or told."""
+        return any(one.can_stop for one in self._running.values()) or bool(
+            self._tidings.unsettled()
+        )
+
+    async def _exchange(self, stop: asyncio.Event | None = None) -> SyncAnswer | None:
         """One sync; None if it was cut short, as there was something new to say."""
         request = self._request()
+        alarms = [] if stop is None else [stop]
         self._news.clear()
         poll = asyncio.create_task(self._transport.sync(request))
         try:
-            await _first(poll, stop, self._news)
-            if request.reports and not poll.done():
+            await _first(poll, *alarms, self._news)
+            if _wants_answer(request) and not poll.done():
                 # The answer is on its way: to ask again would only put it off.
-                await _first(poll, stop, timeout_s=ANSWER_S)
+                await _first(poll, *alarms, timeout_s=ANSWER_S)
             return poll.result() if poll.done() else None
         finally:
             poll.cancel()
             await asyncio.gather(poll, return_exceptions=True)
 
     def _request(self, *, leaving: bool = False) -> SyncRequest:
-        unsettled = {lease for lease, _ in self._reports}
+        unsettled = {lease for lease, _ in self._reports} | self._tidings.unsettled()
         for lease in [n for n, one in self._running.items() if one.work.done()]:
             if lease not in unsettled:
-                del self._running[lease]
-        reports = list(islice(self._reports.values(), REPORTS_LIMIT))
-        # Reports are settled at once; were they not, they should not wait for a whole poll.
-        wait_ms = min(self._settings.poll_ms, 1000) if reports else self._settings.poll_ms
-        return SyncRequest(
+                self._forget(lease)
+        request = SyncRequest(
             info=self._info(),
             running=[] if leaving else list(self._running),
-            reports=reports,
+            reports=list(islice(self._reports.values(), REPORTS_LIMIT)),
+            progress=self._tidings.take(),
+            draining=self._draining,
             leaving=leaving,
-            wait_ms=0 if leaving else wait_ms,
+            wait_ms=0 if leaving else self._settings.poll_ms,
         )
+        if _wants_answer(request) or self._draining:
+            # It is given at once; were it not, it should not take a whole poll.
+            request.wait_ms = min(request.wait_ms, 1000)
+        return request
+
+    def _forget(self, lease: int) -> None:
+        del self._running[lease]
+        self._tidings.ended(lease)
 
     def _info(self) -> WorkerInfo:
         settings = self._settings
@@ -214,6 +262,7 @@ class Agent:
             slots=settings.slots,
             threads=settings.threads,
             memory_bytes=settings.memory_bytes,
+            devices=settings.devices,
             usd_per_hour=settings.usd_per_hour,
             warm=self._children.warm,
             version=__version__,
@@ -225,8 +274,13 @@ class Agent:
         for pair in settled:
             self._reports.pop(pair, None)
         listed = {one.lease: one for one in answer.leases}
-        unwanted = [lease for lease in self._running if lease not in listed]
-        started = False
+        self._stop(answer)
+        unwanted = [
+            lease
+            for lease, running in self._running.items()
+            if lease not in listed and not (running.assignment.stop.is_set() and running.can_stop)
+        ]
+        started = self._tidings.settle(answer.saved)
         for lease, body in listed.items():
             running = self._running.get(lease)
             if running is None:
@@ -238,11 +292,21 @@ class Agent:
         await self._abandon(unwanted)
         for lease in unwanted:
             if lease not in listed:
-                del self._running[lease]
+                self._forget(lease)
         return bool(settled or unwanted or started)
 
+    def _stop(self, answer: SyncAnswer) -> None:
+        """Leases that are over, and whose work may leave a checkpoint, for so long."""
+        for one in answer.stopping:
+            running = self._running.get(one.lease)
+            if running is not None and running.can_stop and not running.assignment.stop.is_set():
+                running.assignment.stop.set()
+                asyncio.get_running_loop().call_later(one.within_ms / 1000, running.work.cancel)
+
     def _start(self, body: LeaseBody, settled: set[tuple[int, str]]) -> bool:
-        """Begin with a lease, unless all of it was reported."""
+        """Begin with a lease, unless all of it was reported, or we are about to go."""
+        if self._draining:
+            return False
         known = settled | self._reports.keys()
         tasks = [task for task in body.tasks if (body.lease, task.task) not in known]
         if not tasks:
@@ -250,7 +314,7 @@ class Agent:
         log.debug("lease %d: %d tasks of %s", body.lease, len(tasks), body.batch_key)
         ids = {task.task for task in tasks}
         lease = body.model_copy(update={"tasks": tasks})
-        assignment = Assignment(lease, self._report, wanted=ids, open=set(ids))
+        assignment = Assignment(lease, self._report, ids, set(ids), self._tidings)
         self._running[body.lease] = _Running(
             assignment, asyncio.create_task(self._work(assignment))
         )
@@ -295,6 +359,11 @@ class Agent:
             raise Unreachable(f"no word from the server in {silent_s:.0f} s: {error}") from error
         if not failures:
             log.warning("%s; trying on", error)
+
+
+def _wants_answer(request: SyncRequest) -> bool:
+    """Whether it says what the server must confirm."""
+    return bool(request.reports) or any(one.checkpoint for one in request.progress)
 
 
 async def _first(

@@ -132,6 +132,15 @@ class Cache:
                     self._entries.move_to_end(used)
         return manifest.size_bytes
 
+    def drop_tree(self, digest: Digest) -> None:
+        """Take a tree away that nobody uses now, and that is of no more use.
+
+        As links, its files would keep the bytes of a store that has let go of them.
+        """
+        key = Key("tree", digest)
+        if key in self._entries and not self._pins[key]:
+            self._evict(key)
+
     async def send(self, digest: Digest, pin: Pin) -> None:
         """Bring a blob that a child has put here to the server.
 

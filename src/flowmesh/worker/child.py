@@ -1,12 +1,15 @@
 """A child process: opens the engines of one child key, and runs batch after batch.
 
     worker -> child   {"store", "durable", "trees"} once: where the blobs are, see `cache.py`
-                      {"works": [{"task", "action"}], "entry", "engine", "batch_key", "scratch"}
+                      {"works": [{"task", "action", "checkpoint"}], "entry", "engine",
+                       "batch_key", "scratch", "interruptions_per_hour"}
     child -> worker   {"task", "result", "puts"} or {"task", "kind", "message", "detail", "puts"}
-                      for each task as it is known, then {"end": true, "retire": bool}
+                      for each task as it is known, then {"end": true, "retire": bool}; before,
+                      what `monitor.py` says
 
 `puts` are the digests put in the store since the last message. A child whose worker has
-gone dies with it. A child that ran out of memory retires: its engine may hold too much.
+gone dies with it. A child that ran out of memory retires: its engine may hold too much. So
+does one that was asked to stop (SIGTERM): its engine may end the batch without outcomes.
 """
 
 import importlib
@@ -14,6 +17,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -24,11 +28,21 @@ import msgspec
 
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing, StoreError
-from flowmesh.runtimes.base import Done, Engine, Failed, FailureKind, OpenEngine, Outcome, Work
+from flowmesh.runtimes.base import (
+    Done,
+    Engine,
+    Failed,
+    FailureKind,
+    OpenEngine,
+    Outcome,
+    Stopped,
+    Work,
+)
 from flowmesh.spec.action import INLINE_LIMIT_BYTES, Action
 from flowmesh.stores.files import FileStore
 from flowmesh.stores.trees import put_tree
 from flowmesh.worker import frames
+from flowmesh.worker.monitor import ChildMonitor, StopFlag
 
 #: A message is one line for a person, a detail the end of a traceback.
 MESSAGE_LIMIT = 1000
@@ -80,24 +94,37 @@ class LocalBlobs:
 class Child:
     """Engines by entry: engine family and models are the same for all that a child gets."""
 
-    def __init__(self, channel: socket.socket, blobs: LocalBlobs) -> None:
-        self._channel, self._blobs = channel, blobs
+    def __init__(self, channel: socket.socket, blobs: LocalBlobs, flag: StopFlag) -> None:
+        self._channel, self._blobs, self._flag = channel, blobs, flag
+        self._saying = threading.Lock()
         self._engines: dict[str, Engine] = {}
 
     def run(self, order: frames.Frame) -> bool:
         """Run one batch; true if the child should retire after it."""
-        works = [Work(one["task"], Action.of(one["action"])) for one in order["works"]]
+        monitors = {
+            one["task"]: self._monitor(one["task"], order["interruptions_per_hour"])
+            for one in order["works"]
+        }
+        works = [_work(one, monitors[one["task"]]) for one in order["works"]]
         self._blobs.enter(Path(order["scratch"]))
         retire = False
         for outcome in self._outcomes(order["entry"], order["engine"], works):
             retire |= isinstance(outcome, Failed) and outcome.kind is FailureKind.MEMORY
+            monitors[outcome.task].flush()
             self._say({**_plain(outcome), "puts": self._blobs.taken()})
+        for monitor in monitors.values():
+            monitor.flush()
         self._blobs.leave()
+        retire |= self._flag.asked
         self._say({"end": True, "retire": retire})
         return retire
 
+    def _monitor(self, task: str, interruptions_per_hour: float) -> ChildMonitor:
+        taken = self._blobs.taken
+        return ChildMonitor(task, self._say, taken, self._flag, interruptions_per_hour)
+
     def _outcomes(self, entry: str, engine: str, works: list[Work]) -> Iterator[Outcome]:
-        """One outcome for each task, whatever the engine does short of dying."""
+        """One outcome for each task, whatever the engine does short of dying or stopping."""
         waiting = {work.task: None for work in works}
         try:
             opened = self._opened(entry, engine, works[0].action)
@@ -113,6 +140,8 @@ class Child:
                 yield fitted
             if waiting:
                 raise LookupError(f"{entry} gave no outcome for {len(waiting)} tasks")
+        except Stopped:
+            return
         except MemoryError as error:
             yield from _all_failed(waiting, FailureKind.MEMORY, error)
         except StoreError as error:  # A blob that went, a disk that is full: not so elsewhere.
@@ -138,7 +167,14 @@ class Child:
         return Done(outcome.task, replace(outcome.result, rows=None, rows_blob=blob))
 
     def _say(self, frame: frames.Frame) -> None:
-        self._channel.sendall(frames.encode(_sayable(frame)))
+        message = frames.encode(_sayable(frame))
+        with self._saying:  # monitors speak from threads of their own
+            self._channel.sendall(message)
+
+
+def _work(one: dict[str, Any], monitor: ChildMonitor) -> Work:
+    checkpoint = Digest.parse(one["checkpoint"]) if one["checkpoint"] else None
+    return Work(one["task"], Action.of(one["action"]), checkpoint, monitor)
 
 
 def _opening_failed(error: Exception) -> FailureKind:
@@ -180,11 +216,13 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 
 def main(channel: socket.socket) -> None:
     """Serve until the worker closes its end, or the child has to retire."""
+    flag = StopFlag()
+    flag.watch()
     places = frames.receive(channel)
     if places is None:
         return
     store = FileStore(Path(places["store"]), durable=places["durable"])
-    child = Child(channel, LocalBlobs(store, Path(places["trees"])))
+    child = Child(channel, LocalBlobs(store, Path(places["trees"])), flag)
     try:
         while (order := frames.receive(channel)) is not None:
             if child.run(order):

@@ -66,6 +66,8 @@ class Child:
         self.busy = False
         #: When it was last given back, by the loop's clock.
         self.idle_since = 0.0
+        #: Whether it was told to end its batch; then it gets no other.
+        self.asked_to_stop = False
         #: Batch keys whose engine it has opened.
         self.warm: set[str] = set()
 
@@ -74,7 +76,7 @@ class Child:
         return not self.exited.done() and not self._reader.at_eof()
 
     async def batch(self, order: frames.Frame) -> AsyncIterator[frames.Frame]:
-        """Hand over a batch; yields a frame for each task. Raises ChildDied."""
+        """Hand over a batch; yields what is said of its tasks. Raises ChildDied."""
         try:
             self._writer.write(frames.encode(order))
             await self._writer.drain()
@@ -89,6 +91,13 @@ class Child:
         except ConnectionError:
             pass  # As for the end of the stream: what matters is how the process ended.
         raise ChildDied(await self.exited)
+
+    def ask_to_stop(self) -> None:
+        """Have its engine leave a checkpoint and end, if it looks at its monitor."""
+        self.asked_to_stop = True
+        if not self.exited.done():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill it and all it started. Its zygote says when it is gone."""
@@ -258,6 +267,9 @@ class Children:
         except BaseException:  # cancelled too: whatever it is doing, nobody waits for it
             child.kill()
             raise
+        if child.asked_to_stop:
+            child.kill()  # It ends by itself, unless the word came after the batch's end.
+            return
         if child.alive:
             self._seen_bytes[key] = memory_bytes(child.pid)
         child.idle_since = asyncio.get_running_loop().time()

@@ -6,7 +6,7 @@ A result is reported only when the server has every blob that it needs.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -17,6 +17,8 @@ from flowmesh.spec.action import Result
 from flowmesh.wire import LeaseBody, TaskReport
 from flowmesh.worker.cache import Cache, Pin
 from flowmesh.worker.frames import Frame
+from flowmesh.worker.progress import Tidings
+from flowmesh.worker.saving import Saving
 
 #: Outcomes that come within this time are handed on together, and share its cost.
 COALESCE_S = 0.02
@@ -35,13 +37,17 @@ class Assignment:
     """A lease as this worker has it.
 
     `wanted` are the tasks still asked for, and may shrink while it runs; `open` those not
-    reported yet.
+    reported yet. `tell` is told of progress and checkpoints. `stop` is set to have the work
+    end at the next safe point, which only works while `can_stop` is set.
     """
 
     lease: LeaseBody
     send: Callable[[TaskReport], None]
     wanted: set[str]
     open: set[str]
+    tell: Tidings
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    can_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     def done(self, task: str, result: Result) -> None:
         self._report(TaskReport(lease=self.lease.lease, task=task, result=result.encode()))
@@ -85,13 +91,32 @@ class Delivery:
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        lease, tell = assignment.lease.lease, assignment.tell
+        self._saving = Saving(
+            cache,
+            group,
+            lambda task, tree, step: tell.saved(lease, task, tree, step),
+            lambda task, why: tell.trouble(lease, task, why),
+        )
 
     def begin(self) -> None:
         """Time counts from now: to wait for a process is no cost of the batch."""
         self._since = self._loop.time()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every task has an outcome."""
+        return not self._waiting
+
     def add(self, frame: Frame) -> None:
-        """An outcome, as `child.py` tells it."""
+        """An outcome as `child.py` tells it, or what `monitor.py` says before."""
+        if "progress" in frame:
+            tell, told = self._assignment.tell, frame["progress"]
+            tell.progress(self._assignment.lease.lease, frame["task"], **told)
+            return
+        if "saved" in frame:
+            self._saving.add(frame)
+            return
         del self._waiting[frame["task"]]
         self._arrived.append(_decoded(frame))
         if self._timer is None:
@@ -112,10 +137,7 @@ class Delivery:
         arrived, self._arrived = self._arrived, []
         tokens = [_tokens(result) for _, result in arrived]
         for (frame, result), seconds in zip(arrived, self._shares(tokens), strict=True):
-            needed = frame["puts"] + list(result.digests() if result else ())
-            self._send(needed)
-            sends = [self._sending[text] for text in needed if text in self._sending]
-            self._group.create_task(self._report(frame, result, seconds, sends))
+            self._group.create_task(self._report(frame, result, seconds))
 
     def _shares(self, tokens: list[int]) -> list[float]:
         """The time since the last call, shared out among tasks with so many tokens."""
@@ -143,16 +165,32 @@ class Delivery:
             return f"an output of this task cannot be stored: {error}"
         return ""
 
+    async def _sent_all(self, frame: Frame, result: Result | None) -> list[str]:
+        """Send what an outcome needs; what could not be sent, in words."""
+        needed = frame["puts"] + list(result.digests() if result else ())
+        self._send(needed)
+        if result is not None:
+            trees = [made.address for made in result.outputs.values() if made.kind == "tree"]
+            try:
+                owed = await self._saving.owed(trees)
+            except FlowMeshError as error:
+                return [f"an output of this task is damaged: {error}"]
+            self._send(owed)
+            needed += owed
+        sends = [self._sending[text] for text in needed if text in self._sending]
+        return [fault for fault in await asyncio.gather(*sends) if fault]
+
     async def _report(
         self,
         frame: Frame,
         result: Result | None,
         seconds: float,
-        sends: list[asyncio.Task[str]],
     ) -> None:
         """Report a task when all that it needs has arrived."""
-        faults = [fault for fault in await asyncio.gather(*sends) if fault]
         task = frame["task"]
+        if result is not None:
+            self._saving.settled(task)
+        faults = await self._sent_all(frame, result)
         if result is None:
             kind = FailureKind(frame["kind"])
             self._assignment.failed(task, kind, frame["message"], frame["detail"], seconds)

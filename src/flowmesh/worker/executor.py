@@ -5,9 +5,10 @@ Every task of a lease is reported once, whatever happens, unless the lease is ta
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from flowmesh.spec.operator import Operator
 from flowmesh.wire import LeaseTask
 from flowmesh.worker import frames
 from flowmesh.worker.cache import Cache, Pin
-from flowmesh.worker.children import ChildDied, ChildKey, Children, NoChild
+from flowmesh.worker.children import Child, ChildDied, ChildKey, Children, NoChild
 from flowmesh.worker.delivery import Assignment, Delivery, Lack, delivering
 from flowmesh.worker.offers import preloads
 from flowmesh.worker.packs import Packs
+
+log = logging.getLogger("flowmesh.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class _Task:
     id: str
     document: Mapping[str, Any]
     action: Action
+    checkpoint: str = ""
 
 
 class Executor:
@@ -43,23 +47,31 @@ class Executor:
         *,
         scratch: Path,
         slots: int,
+        interruptions_per_hour: float,
     ) -> None:
         self._cache, self._children, self._operators = cache, children, operators
         self._preloads = preloads(operators.values())
-        self._scratch = scratch
+        self._scratch, self._interruptions_per_hour = scratch, interruptions_per_hour
         self._packs = Packs()
         self._slots = asyncio.Semaphore(slots)
 
     async def run(self, assignment: Assignment) -> None:
         """Run a lease and report each of its tasks. Cancelled: kill what runs, report no more."""
-        with self._cache.pin() as pin:
-            tasks = await self._read(assignment, pin)
-            tasks, tree_bytes = await self._fetch(assignment, tasks, pin)
-            async with self._slots:
-                # The lease may have become smaller while we waited.
-                tasks = [task for task in tasks if task.id in assignment.wanted]
-                if tasks:
-                    await self._execute(assignment, tasks, tree_bytes, pin)
+        tasks: list[_Task] = []
+        try:
+            with self._cache.pin() as pin:
+                tasks = await self._read(assignment, pin)
+                tasks, tree_bytes = await self._fetch(assignment, tasks, pin)
+                tasks = [await self._with_checkpoint(task, pin) for task in tasks]
+                async with self._slots:
+                    # The lease may have become smaller while we waited.
+                    tasks = [task for task in tasks if task.id in assignment.wanted]
+                    if tasks:
+                        await self._execute(assignment, tasks, tree_bytes, pin)
+        finally:
+            for task in tasks:
+                if task.checkpoint:
+                    self._cache.drop_tree(Digest.parse(task.checkpoint))
 
     async def _read(self, assignment: Assignment, pin: Pin) -> list[_Task]:
         """The action documents, each checked to be what its task is named after."""
@@ -136,6 +148,17 @@ class Executor:
             return _lack("an input of this task cannot be had", str(digest), error), 0
         return None, 0
 
+    async def _with_checkpoint(self, task: _Task, pin: Pin) -> _Task:
+        """Bring the checkpoint here; without it the task starts from its beginning."""
+        if not task.checkpoint:
+            return task
+        try:
+            await self._cache.tree(Digest.parse(task.checkpoint), pin)
+        except (FlowMeshError, ValueError) as error:
+            log.warning("task %s starts anew; its checkpoint is lost: %s", task.id[:12], error)
+            return replace(task, checkpoint="")
+        return task
+
     async def _execute(
         self, assignment: Assignment, tasks: list[_Task], tree_bytes: int, pin: Pin
     ) -> None:
@@ -149,32 +172,58 @@ class Executor:
         )
         scratch = self._scratch / str(assignment.lease.lease)
         order = {
-            "works": [{"task": task.id, "action": task.document} for task in tasks],
+            "works": [
+                {"task": task.id, "action": task.document, "checkpoint": task.checkpoint}
+                for task in tasks
+            ],
             "entry": operator.entry,
             "engine": action.engine,
             "batch_key": assignment.lease.batch_key,
             "scratch": str(scratch),
+            "interruptions_per_hour": self._interruptions_per_hour,
         }
         ids = [task.id for task in tasks]
         try:
             async with delivering(assignment, ids, self._cache, pin) as delivery:
-                await self._converse(key, tree_bytes, order, delivery)
+                if operator.resumable:
+                    assignment.can_stop.set()
+                await self._converse(key, tree_bytes, order, assignment, delivery)
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def _converse(
-        self, key: ChildKey, tree_bytes: int, order: frames.Frame, delivery: Delivery
+        self,
+        key: ChildKey,
+        tree_bytes: int,
+        order: frames.Frame,
+        assignment: Assignment,
+        delivery: Delivery,
     ) -> None:
-        """Have a child run the batch; whatever it leaves open, failed with it."""
+        """Have a child run the batch; whatever it leaves open failed with it.
+
+        If it was asked to stop, what it leaves open is nobody's fault, and not reported.
+        """
+        kind, why = FailureKind.INTERNAL, "the operator stopped without being asked to"
         try:
             async with self._children.lend(key, tree_bytes) as child:
                 delivery.begin()
-                async for outcome in child.batch(order):
-                    delivery.add(outcome)
+                stopping = asyncio.create_task(_pass_on(assignment.stop, child))
+                try:
+                    async for said in child.batch(order):
+                        delivery.add(said)
+                finally:
+                    stopping.cancel()
         except NoChild as error:
-            delivery.rest_failed(FailureKind.TRANSIENT, str(error))
+            kind, why = FailureKind.TRANSIENT, str(error)
         except ChildDied as error:
-            delivery.rest_failed(FailureKind.CRASH, f"the process that ran this task {error}")
+            kind, why = FailureKind.CRASH, f"the process that ran this task {error}"
+        if not delivery.is_complete and not assignment.stop.is_set():
+            delivery.rest_failed(kind, why)
+
+
+async def _pass_on(stop: asyncio.Event, child: Child) -> None:
+    await stop.wait()
+    child.ask_to_stop()
 
 
 def _document(named: LeaseTask, lines: Mapping[int, bytes]) -> _Task | str:
@@ -186,7 +235,7 @@ def _document(named: LeaseTask, lines: Mapping[int, bytes]) -> _Task | str:
         found = fingerprint(document)
         if found != named.task:
             return f"line {named.line} of its pack is the document of task {found}"
-        return _Task(named.task, document, Action.of(document))
+        return _Task(named.task, document, Action.of(document), named.checkpoint)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"line {named.line} of its pack is no action document: {error!r}"
 

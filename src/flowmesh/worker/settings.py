@@ -9,6 +9,11 @@ from flowmesh.operators.catalog import catalog
 from flowmesh.spec.operator import Operator
 
 
+def devices_found() -> int:
+    """NVIDIA GPUs of this machine; 1 where there is none, as its processors count for one."""
+    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+
 def most_memory_bytes() -> int:
     """What a worker that has a machine to itself may take: most of its memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4
@@ -29,10 +34,15 @@ class WorkerSettings:
         threads: of each child process.
         memory_bytes: limit of all children's memory: idle ones are ended before another
             would exceed it. 0 is no limit.
+        devices: GPUs that a batch may use, or 1 for the processors of a machine without.
         usd_per_hour: what the machine costs.
         slots: batches at one time.
         runtimes: offer these only; all that this machine can run if None.
         exit_when_orphaned_s: leave after so long without a word from the server; never if None.
+        stop_grace_s: how long a batch that can be gone on with may take to leave a checkpoint,
+            when the worker is told to stop.
+        interruptions_per_hour: how often this worker is expected to vanish; long tasks leave
+            checkpoints the more often.
         poll_ms: how long the server may hold its answer.
         operators: what this worker can be asked for.
     """
@@ -45,9 +55,12 @@ class WorkerSettings:
     cache_bytes: int = 50 << 30
     threads: int = 1
     memory_bytes: int = 0
+    devices: int = field(default_factory=devices_found)
     usd_per_hour: float = 0.0
     slots: int = 1
     runtimes: tuple[str, ...] | None = None
     exit_when_orphaned_s: float | None = None
+    stop_grace_s: float = 20.0
+    interruptions_per_hour: float = 0.01
     poll_ms: int = 10_000
     operators: Mapping[str, Operator] = field(default_factory=catalog)

@@ -1,0 +1,1 @@
+"""Policy optimisation on given roll-outs: advantages, and updates by the clipped objective."""

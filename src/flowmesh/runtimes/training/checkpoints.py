@@ -1,0 +1,152 @@
+"""Checkpoints: when they are taken, and how a trainer's folder becomes a tree of the store.
+
+The trainer writes its folder in place, file after file. It counts once its tree is whole, and
+the folder is removed then. Torch's own files in it are read back as weights only: nothing is
+unpickled that could run.
+"""
+
+import errno
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from flowmesh.base.digest import Digest
+from flowmesh.runtimes.base import Blobs, Monitor
+
+#: What the resume needs of a trainer's folder; the tokenizer and the arguments it does not.
+_NEEDED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "*.pt",
+    "*.pth",
+    "trainer_state.json",
+)
+_STATE_FILE = "flowmesh.json"
+BEST_FILE = "best.safetensors"
+#: Of a first checkpoint, until one was measured.
+_GUESSED_COST_S = 1.0
+_S_PER_HOUR = 3600.0
+
+
+def interval_s(cost_s: float, interruptions_per_hour: float) -> float:
+    """Seconds between checkpoints that waste the least time on them and on work done twice.
+
+    Young's rule: sqrt(2 * cost / rate). J. W. Young, A first order approximation to the
+    optimum checkpoint interval, CACM 17 (9), 1974.
+    """
+    return math.sqrt(2 * cost_s * _S_PER_HOUR / interruptions_per_hour)
+
+
+@dataclass
+class Story:
+    """What a training remembers beside the trainer's own state.
+
+    Attributes:
+        resumed_from: the steps at which it went on after an interruption.
+        halvings: how often the micro-batch was halved, for want of memory.
+        notes: what the summary tells.
+    """
+
+    resumed_from: list[int] = field(default_factory=list)
+    halvings: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def read_story(checkpoint: Path) -> Story:
+    return Story(**json.loads((checkpoint / _STATE_FILE).read_bytes()))
+
+
+def step_of(checkpoint: Path) -> int:
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return int(state["global_step"])
+
+
+class Keeper:
+    """Takes checkpoints of one trainer.
+
+    Attributes:
+        saved_step: the step of the last one that is whole.
+        last: its tree.
+    """
+
+    def __init__(
+        self, blobs: Blobs, monitor: Monitor, story: Story, every_steps: int | None
+    ) -> None:
+        self._blobs, self._monitor, self._story = blobs, monitor, story
+        self._every_steps = every_steps
+        self._cost_s = _GUESSED_COST_S
+        self._since = time.monotonic()
+        self.saved_step = 0
+        self.last: Digest | None = None
+
+    def is_due(self, step: int) -> bool:
+        if self._every_steps is not None:
+            return step - self.saved_step >= self._every_steps
+        limit = interval_s(self._cost_s, self._monitor.interruptions_per_hour)
+        return time.monotonic() - self._since >= limit
+
+    def save(self, trainer: transformers.Trainer, model: Any) -> None:
+        """Take one. A disk that is full costs this checkpoint only, and is noted."""
+        step = trainer.state.global_step
+        root = Path(trainer.args.output_dir)
+        folder = root / f"checkpoint-{step}"
+        began = time.monotonic()
+        try:
+            # TRL's own would write a model card too.
+            transformers.Trainer._save_checkpoint(trainer, model, None)
+            tree = self._blobs.put_tree(self._packed(folder, root / BEST_FILE))
+        except Exception as error:  # whatever library hit the full disk, in its own words
+            if not is_disk_full(error):
+                raise
+            self._story.note(
+                f"the disk was full at step {step}: that checkpoint was not kept, the one of step"
+                f" {self.saved_step} was"
+            )
+            return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._since = time.monotonic()
+        self._cost_s = max(self._since - began, 1e-3)
+        self.saved_step, self.last = step, tree
+        self._monitor.saved(tree, step)
+
+    def _packed(self, folder: Path, best: Path) -> Path:
+        """The folder, without what the resume does not need and with what only we know."""
+        for path in sorted(folder.iterdir()):
+            # A folder holds the adapter to compare with, which is made again from the start's;
+            # beside it, transformers would not load the one that is trained.
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif not any(path.match(pattern) for pattern in _NEEDED):
+                path.unlink()
+        if best.exists():
+            shutil.copyfile(best, folder / BEST_FILE)
+        (folder / _STATE_FILE).write_text(json.dumps(asdict(self._story)))
+        return folder
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, whatever it was turned into on its way."""
+    return any(
+        getattr(one, "errno", None) == errno.ENOSPC or "No space left on device" in str(one)
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,234 @@
+"""What a training refuses before it starts, and what it tells of rows that it cuts."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.tiny_model import make_tiny
+from support.training import Bench, chat, rows_for
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    yield Bench(tmp_path_factory.mktemp("bench"))
+
+
+@pytest.mark.parametrize(
+    ("op", "rows", "message"),
+    [
+        ("sft", [], "`data` has no rows; a training needs some to learn from"),
+        ("sft", [{"text": "a"}], "`data` has one row; a training needs at least 2"),
+        ("sft", [{"txt": "a"}] * 2, "there is no column 'prompt'; known: txt"),
+        ("dpo", [{"chosen": "a", "rejectd": "b"}] * 2, "no column 'rejected'; did you mean"),
+        ("sft", [{"text": "a"}, {"text": 3}], "`data`, row 2, column `text`: expected text, found"
+         " a number"),
+        ("sft", [{"text": "a"}, {"text": None}], "row 2, column `text`: expected text, found null"),
+        ("sft", [{"text": "a"}, {"text": ""}], "row 2, column `text`: the text is empty"),
+        ("sft", [{"messages": chat("user", "a")}, {"messages": "b"}],
+         "row 2, column `messages`: expected messages as in row 1, found text"),
+        ("sft", [{"messages": [{"role": "user"}]}] * 2,
+         "message 1: expected a text under `content`, found no such key"),
+        ("sft", [{"messages": [{"role": "user", "content": "a", "name": "b"}]}] * 2,
+         "message 1: has the key 'name'"),
+        ("sft", [{"messages": ["a"]}] * 2, "message 1: expected an object with role and content"),
+        ("sft", [{"prompt": "a", "completion": chat("assistant", "b")}] * 2,
+         "row 1, column `completion`: expected text, found a list"),
+        ("kto", [{"prompt": "a", "completion": "b", "label": 1}] * 2,
+         "row 1, column `label`: expected true or false, found a number"),
+        ("dpo", [PAIR, {**PAIR, "rejected": "b"}, PAIR, {**PAIR, "chosen": "c"}],
+         "2 of 4 pairs have equal `chosen` and `rejected`, the first in row 2"),
+    ],
+)  # fmt: skip
+def test_refused_data(bench: Bench, op: str, rows: list[dict[str, Any]], message: str) -> None:
+    assert message in bench.refused(bench.action(op, rows))
+
+
+def test_an_empty_table_with_columns(bench: Bench) -> None:
+    action = bench.action("sft", [])
+    assert "`data` has no rows" in bench.refused(action)
+
+
+def test_a_split_needs_rows_on_both_sides(bench: Bench) -> None:
+    message = bench.refused(bench.action("sft", rows_for("sft", 3), eval_split=0.1))
+    assert "`eval_split` 0.1 holds out 0 of 3 rows" in message
+
+
+def test_messages_without_a_chat_template(bench: Bench, tmp_path: Path) -> None:
+    plain = bench.tree(make_tiny(tmp_path / "plain", seed=1, chat=False))
+    message = bench.refused(bench.action("dpo", ports={"model": plain}))
+    assert "`data` holds messages, and the model has no chat template" in message
+    assert "give plain texts" in message
+
+
+def test_prompts_that_leave_nothing_of_the_completion(bench: Bench) -> None:
+    rows = [*rows_for("sft", 3), {"prompt": "river " * 40, "completion": "b"}]
+    message = bench.refused(bench.action("sft", rows, max_length=32))
+    assert "`data`, row 4: the prompt has" in message
+    assert "`max_length` is 32, so nothing is left of the completion" in message
+
+
+def test_rows_that_are_cut_are_counted(bench: Bench) -> None:
+    rows = [*rows_for("sft", 6), {"prompt": "a", "completion": "river " * 700}]
+    summary = bench.summary(bench.done(bench.action("sft", rows, max_steps=1)))
+    assert summary["truncated_rows"] == 1
+    assert summary["max_length"] == 512  # the model's context
+    assert summary["rows"] == 7
+
+
+def test_long_rows_of_a_reward_model_are_left_out(bench: Bench) -> None:
+    rows = rows_for("reward_model", 6)
+    rows[2]["chosen"] = chat("assistant", "river " * 100)
+    action = bench.action("reward_model", rows, max_steps=1, max_length=60)
+    summary = bench.summary(bench.done(action))
+    assert (summary["rows"], summary["dropped_rows"]) == (5, 1)
+    assert "every row is longer" in bench.refused(bench.action("reward_model", rows, max_length=4))
+
+
+def test_prompts_without_room_for_a_completion(bench: Bench) -> None:
+    message = bench.refused(bench.action("grpo", max_completion_length=512))
+    assert "exceed the model's context of 512" in message
+
+
+def test_too_few_prompts_for_a_step(bench: Bench) -> None:
+    message = bench.refused(
+        bench.action("grpo", rows_for("grpo", 2), per_device_train_batch_size=16)
+    )
+    assert "`data` has 2 prompts, and a step takes 8" in message
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"target_modules": ["q_prj"]}, "no module 'q_prj'; did you mean 'q_proj'?"),
+        ({"target_modules": ["nothing"]}, "no module 'nothing'; known: down_proj, gate_proj"),
+        ({"target_modules": "foo.*"}, "'foo.*' matches no module of the model; as a list, these"),
+        ({"target_modules": ["lm_head"]}, "`lm_head` can not be adapted"),
+        ({"modules_to_save": ["nothing"]}, "`lora.modules_to_save`: the model has no module"),
+    ],
+)
+def test_modules_that_are_not_there(bench: Bench, lora: dict[str, Any], message: str) -> None:
+    assert message in bench.refused(bench.action("sft", lora=lora))
+
+
+@pytest.fixture(scope="module")
+def adapter(bench: Bench) -> Path:
+    outputs = bench.done(bench.action("sft", max_steps=1))
+    return bench.blobs.tree(outputs["adapter"].address)
+
+
+def _changed(bench: Bench, adapter: Path, folder: Path, **config: Any) -> Any:
+    shutil.copytree(adapter, folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return bench.tree(folder)
+
+
+def test_an_adapter_of_another_base(bench: Bench, adapter: Path, tmp_path: Path) -> None:
+    other = bench.tree(make_tiny(tmp_path / "other", seed=1))
+    ports = {"adapter": bench.tree(adapter), "model": other}
+    message = bench.refused(bench.action("sft", ports=ports))
+    assert f"`adapter` was made for the base model {bench.model.digest}" in message
+    assert f"`model` is {other.digest}" in message
+
+
+def test_an_adapter_of_other_shapes(bench: Bench, adapter: Path, tmp_path: Path) -> None:
+    ports = {"adapter": _changed(bench, adapter, tmp_path / "a", r=4)}
+    assert "the adapter does not fit the model" in bench.refused(bench.action("sft", ports=ports))
+
+
+def test_an_adapter_of_other_modules(bench: Bench, adapter: Path, tmp_path: Path) -> None:
+    for n, targets in enumerate((["q_proj"], ["nothing"])):
+        changed = _changed(bench, adapter, tmp_path / str(n), target_modules=targets)
+        message = bench.refused(bench.action("sft", ports={"adapter": changed}))
+        assert "the adapter does not fit the model" in message
+
+
+def test_no_adapter_at_all(bench: Bench) -> None:
+    message = bench.refused(bench.action("sft", ports={"adapter": bench.model}))
+    assert "this is no adapter of FlowMesh: it has no adapter_config.json" in message
+
+
+def test_a_whole_model_does_not_go_on_from_an_adapter(bench: Bench, adapter: Path) -> None:
+    action = bench.action("sft", ports={"adapter": bench.tree(adapter)}, lora=None)
+    assert "so no `adapter` can go on with it" in bench.refused(action)
+
+
+def test_a_model_that_is_none(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "x").write_text("x")
+    message = bench.refused(bench.action("sft", ports={"model": bench.tree(tmp_path / "none")}))
+    assert "this is not a model directory: it has no config.json" in message
+
+
+@pytest.mark.parametrize(
+    ("source", "params", "message"),
+    [
+        ("def brif(**x): return []", {}, "`file` has no function 'brief'; did you mean 'brif'?"),
+        ("def brief(", {}, "the reward function: loading the file raised SyntaxError"),
+        ("def brief(**x): return [1.0]", {}, "brief() returned 1 rewards for 4 completions"),
+        ("def brief(**x):\n    raise ValueError('no')", {}, "brief() raised ValueError: no (line"),
+        ("def brief(**x): return ['a'] * 4", {}, "brief() raised ValueError: could not convert"),
+        ("def brief(**x):\n    while True: pass", {"timeout_s": 0.5}, "killed at its limit of 0.5"),
+        ("import os\ndef brief(**x): os._exit(3)", {}, "ended its process with status 3"),
+    ],
+)  # fmt: skip
+def test_reward_functions_that_fail(
+    bench: Bench, source: str, params: dict[str, Any], message: str
+) -> None:
+    action = bench.action("grpo", ports={"file": bench.blobs.put_file(source)}, **params)
+    assert message in bench.refused(action)
+
+
+def test_a_policy_needs_a_reward(bench: Bench) -> None:
+    assert "there is nothing to be rewarded by" in bench.refused(
+        bench.action("grpo", function=None, num_generations=2)
+    )
+    weights = bench.action("grpo", reward_weights=[1, 2])
+    assert "`reward_weights` has 2 weights for 1 rewards" in bench.refused(weights)
+
+
+def test_weights_that_are_no_numbers(bench: Bench, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(bench.blobs.tree(bench.model.address), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"].fill_(torch.nan)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = bench.refused(bench.action("sft", ports={"model": bench.tree(folder)}))
+    assert "the loss is nan at step 1 of 4, at a learning rate of 0.001" in message
+    assert "no checkpoint was due before" in message
+
+
+def test_models_and_adapters_for_something_else(bench: Bench, adapter: Path) -> None:
+    made = bench.done(bench.action("reward_model", max_steps=1))
+    whole = bench.done(bench.action("reward_model", max_steps=1, lora=None))["model"]
+    writes, scores = bench.tree(adapter), made["adapter"]
+    cases = [
+        ("sft", {"adapter": scores}, "`adapter`: expected an adapter for CAUSAL_LM, found one for"),
+        ("reward_model", {"adapter": writes}, "`adapter`: expected an adapter for SEQ_CLS"),
+        ("grpo", {"reward_adapter": writes}, "`reward_adapter`: expected an adapter for SEQ_CLS"),
+        ("grpo", {"reward_model": bench.model}, "`reward_model` is a LlamaForCausalLM, which does"),
+        ("sft", {"model": whole}, "`model` is a LlamaForSequenceClassification, which scores"),
+    ]
+    for op, ports, message in cases:
+        assert message in bench.refused(bench.action(op, ports=ports))
+
+
+def test_losses_that_the_data_does_not_allow(bench: Bench) -> None:
+    texts = [{"text": f"the river {n}"} for n in range(4)]
+    message = bench.refused(bench.action("sft", texts, completion_only_loss=True))
+    assert "`completion_only_loss` needs `data` with `prompt` and `completion`" in message
+    message = bench.refused(bench.action("sft", texts, assistant_only_loss=True))
+    assert "these settings can not be trained with" in message
+    chats = [{"messages": chat("user", "a") + chat("assistant", "b")}] * 4
+    message = bench.refused(bench.action("sft", chats, assistant_only_loss=True))
+    assert "these settings can not be trained with" in message
+    assert "template" in message
