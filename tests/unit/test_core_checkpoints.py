@@ -125,6 +125,14 @@ def test_what_the_tables_say_counts_if_memory_has_nothing_newer() -> None:
     assert bench.checkpoints() == [("t5",)]
 
 
+def test_the_newer_of_what_memory_and_tables_say_counts() -> None:
+    bench = at_work()
+    bench.progress("w", "x", 10, "t10")
+    bench.step(RunCancelled(bench.now_ms, RunId("a")))
+    bench.submit("b", [spec("x", checkpoint="t20", step=20)])
+    assert bench.checkpoints() == [("t20",)]
+
+
 def test_a_checkpoint_that_comes_after_its_run_was_cancelled_is_kept() -> None:
     bench = at_work()
     bench.step(RunCancelled(bench.now_ms, RunId("a"), checkpoint=True))
@@ -174,6 +182,16 @@ def test_what_others_want_is_not_stopped() -> None:
     bench.step(RunCancelled(bench.now_ms, RunId("a"), checkpoint=True))
     assert bench.running() == [("x",)]
     assert bench.plane.state.stopping == {}
+
+
+def test_a_batch_that_others_want_a_part_of_goes_on() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x"), spec("y")])
+    bench.submit("b", [spec("x")])
+    bench.sync()
+    bench.step(RunCancelled(bench.now_ms, RunId("a"), checkpoint=True))
+    assert bench.running() == [("x",)]
+    assert bench.plane.stopping(WorkerId("w")) == []
 
 
 def test_what_is_wanted_is_not_forgotten() -> None:

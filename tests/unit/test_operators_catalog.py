@@ -47,6 +47,7 @@ def test_built_in_operators_come_by_name() -> None:
         "python", "python_table", "http",
         "sft", "dpo", "kto", "reward_model", "grpo", "rloo",
         "reward", "judge", "evaluate", "compare", "harness",
+        "advantages", "policy_update", "merge_adapter", "export",
     } == {operator.name for operator in BUILT_IN}  # fmt: skip
     assert all(catalog()[operator.name] is operator for operator in BUILT_IN)
 

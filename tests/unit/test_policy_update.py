@@ -352,3 +352,10 @@ def test_a_directory_without_an_adapter_is_refused(
     blobs: DirBlobs, ports: Ports, other: Artifact
 ) -> None:
     assert "this is not an adapter" in refused(blobs, {**ports, "adapter": other})
+
+
+def test_what_pads_a_batch_adds_nothing(blobs: DirBlobs, ports: Ports) -> None:
+    """At a low temperature the padding is so unlikely that its ratio is beyond all floats."""
+    found = updated(blobs, ports, temperature=0.01, beta=0.1, num_iterations=1, learning_rate=1e-9)
+    metrics = blobs.rows(found["metrics"])
+    assert [row["kl"] for row in metrics] == pytest.approx([0, 0], abs=1e-3)

@@ -131,11 +131,13 @@ def test_out_of_memory_twice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     assert outcome == Failed("task", FailureKind.MEMORY, "too much")
 
 
-def test_a_batch_of_one_can_not_be_halved(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("op", "batch"), [("sft", 1), ("sft", 3), ("kto", 2)])
+def test_batches_that_can_not_be_halved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, op: str, batch: int
+) -> None:
     _failing_step(monkeypatch, 1, MemoryError("too much"))
-    outcome = bench.outcome(bench.action("sft", per_device_train_batch_size=1))
-    assert isinstance(outcome, Failed)
-    assert outcome.kind is FailureKind.MEMORY
+    outcome = bench.outcome(bench.action(op, per_device_train_batch_size=batch))
+    assert outcome == Failed("task", FailureKind.MEMORY, "too much")
 
 
 def test_the_smaller_batch_is_kept_over_an_interruption(
@@ -164,24 +166,22 @@ def test_a_trainer_that_ends_unasked(bench: Bench, monkeypatch: pytest.MonkeyPat
 
 def test_the_best_weights_are_kept(bench: Bench) -> None:
     rows = rows_for("sft")
-    held = bench.blobs.put_table(rows[:3])
-    high: dict[str, Any] = {
-        "learning_rate": 1.0,
-        "lora": None,
-        "ports": {"eval_data": held},
-        "eval_steps": 1,
-    }
-    stopped = bench.done(bench.action("sft", rows, max_steps=12, early_stopping_patience=2, **high))
+    common: dict[str, Any] = {
+        "learning_rate": 1.0, "lora": None, "lr_scheduler_type": "constant", "logging_steps": 1,
+    }  # fmt: skip
+    tests = {"ports": {"eval_data": bench.blobs.put_table(rows[:3])}, "eval_steps": 1}
+    stopped = bench.done(
+        bench.action("sft", rows, max_steps=12, early_stopping_patience=2, **tests, **common)
+    )
     summary = bench.summary(stopped)
     assert summary["stopped_early"]
     assert summary["steps"] < summary["planned_steps"] == 12
     assert summary["kept_step"] == summary["steps"] - 2
-    losses = {
-        row["step"]: row["eval_loss"]
-        for row in bench.blobs.rows(stopped["metrics"])
-        if row["eval_loss"] is not None
-    }
-    assert summary["eval_loss_best"] == min([summary["eval_loss_first"], *losses.values()])
+    losses = {row["step"]: row["eval_loss"] for row in bench.blobs.rows(stopped["metrics"])}
+    assert min(losses, key=lambda step: losses[step]) == summary["kept_step"]
+    assert summary["eval_loss_best"] == losses[summary["kept_step"]]
+    short = bench.done(bench.action("sft", rows, max_steps=summary["kept_step"], **common))
+    assert weights_of(short) == weights_of(stopped)
 
 
 def test_progress_tells_what_people_ask_for(bench: Bench) -> None:

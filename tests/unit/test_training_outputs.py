@@ -1,6 +1,7 @@
 """What a training leaves: artifacts for everybody, the same bytes wherever they were made."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -265,3 +266,55 @@ def test_the_engine_keeps_nothing(bench: Bench) -> None:
     assert isinstance(first, Failed)
     assert isinstance(second, Done)
     assert isinstance(second.result.outputs["adapter"], Artifact)
+
+
+def test_the_reference_is_where_it_started_or_the_base(bench: Bench) -> None:
+    """Of a policy that equals its reference, the loss of DPO is log 2."""
+    start = bench.done(bench.action("sft", max_steps=8, learning_rate=0.05))["adapter"]
+    losses = {}
+    for reference in ("start", "base"):
+        action = bench.action("dpo", ports={"adapter": start}, reference=reference)
+        losses[reference] = bench.summary(bench.done(action))["train_loss_first"]
+    assert losses["start"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(losses["base"] - math.log(2)) > 0.01
+
+
+@pytest.mark.parametrize("op", ["sft", "dpo", "grpo"])
+def test_the_weights_are_those_of_plain_trl(bench: Bench, tmp_path: Path, op: str) -> None:
+    """Over two epochs: what we put around its trainers changes nothing."""
+    import datasets
+    import trl
+    from peft import LoraConfig, get_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows, base = rows_for(op, 6), str(bench.blobs.tree(bench.model.address))
+    outputs = bench.done(bench.action(op, rows, max_steps=None, num_train_epochs=2))
+    ours = load_file(bench.blobs.tree(outputs["adapter"].address) / "adapter_model.safetensors")
+    common = {
+        "output_dir": str(tmp_path), "per_device_train_batch_size": 4, "num_train_epochs": 2,
+        "learning_rate": 1e-3, "bf16": False, "use_cpu": True, "seed": 0, "report_to": [],
+        "gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True,
+        "optim": "adamw_torch",
+    }  # fmt: skip
+    more: dict[str, Any] = {}
+    if op == "grpo":
+        common |= {"num_generations": 2, "max_completion_length": 8}
+        more["reward_funcs"] = lambda completions, **rest: [
+            sum(letter in "eE" for letter in text) / 10 for text in completions
+        ]
+    names = {"sft": "SFT", "dpo": "DPO", "grpo": "GRPO"}
+    trainer = getattr(trl, f"{names[op]}Trainer")(
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        args=getattr(trl, f"{names[op]}Config")(**common),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        train_dataset=datasets.Dataset.from_list(rows),
+        peft_config=LoraConfig(
+            r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        **more,
+    )
+    trainer.train()
+    theirs = get_peft_model_state_dict(trainer.model)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -68,7 +68,7 @@ class Versus(Params):
     ] = None
     criterion: Annotated[
         str | None,
-        Field(description=f"Template of what is asked of a pair. Default: {CRITERION}"),
+        Field(description=f"Template of what is asked of a pair: {CRITERION} if not given."),
     ] = None
     labels: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=40)]],
@@ -120,7 +120,7 @@ class JudgeParams(Versus):
         Field(
             description=(
                 "Template of what the judge is told to look at, and what each grade means."
-                f" Default: {RUBRIC}{ONE_WORD}"
+                f" If not given: {RUBRIC}{ONE_WORD}"
             )
         ),
     ] = None

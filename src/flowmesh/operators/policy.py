@@ -173,12 +173,14 @@ class PolicyUpdateParams(Params):
     gradient_accumulation_steps: Annotated[
         int, Field(ge=1, le=4096, description="How many of these batches make one step.")
     ] = 1
-    learning_rate: Annotated[float, Field(gt=0, description="Of AdamW; constant.")] = 1e-6
+    learning_rate: Annotated[
+        float, Field(gt=0, description="Of AdamW; the same for all steps.")
+    ] = 1e-6
     value_learning_rate: Annotated[
         float | None,
         Field(gt=0, description="Of the value model; `learning_rate` if not given. For `ppo`."),
     ] = None
-    weight_decay: Annotated[float, Field(ge=0, description="Of AdamW.")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="Weight decay of AdamW.")] = 0.0
     max_grad_norm: Annotated[
         float | None, Field(gt=0, description="Longer gradients are cut to this; null for never.")
     ] = 1.0

@@ -100,7 +100,7 @@ class Operator:
             `summary`: what the step as a whole measured. Empty rows in, rows with the same
             columns out.
         resumable: its engine leaves checkpoints, and goes on from them after an interruption.
-        devices: how many GPUs (or, on a machine without, CPU devices) it needs, from the parameters.
+        devices: how many GPUs (on a machine without: CPU devices) it needs, from the parameters.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """The networks of an update: the policy, the value model, and passes of roll-outs through them."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def load_policy(source: Source, lora: Lora | None, *, seed: int, half: bool) -> 
 
     Raises ModelRefused, AdapterUnfit, MemoryError.
     """
-    model = _load(transformers.AutoModelForCausalLM, source.folder)
+    model = _load_writer(source.folder)
     if lora is None and source.adapter is None:
         return Policy(model.requires_grad_(True), source.digest, adapted=False, half=half)
     adapted = _adapted(model, source, lora, LANGUAGE_MODEL, seed)
@@ -163,7 +164,7 @@ def load_policy(source: Source, lora: Lora | None, *, seed: int, half: bool) -> 
 
 def load_reference(source: Source, *, half: bool) -> Policy:
     """A policy that is only asked. Raises ModelRefused, MemoryError."""
-    model = _load(transformers.AutoModelForCausalLM, source.folder).requires_grad_(False)
+    model = _load_writer(source.folder).requires_grad_(False)
     return Policy(model, source.digest, adapted=False, half=half)
 
 
@@ -195,13 +196,18 @@ def _adapted(model: Any, source: Source, lora: Lora | None, task: str, seed: int
     return adapted.eval()
 
 
-def _load(kind: Any, folder: Path) -> Any:
+def _load_writer(folder: Path) -> Any:
     set_up_torch()
     check_folder(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with refusing_model():
-        model = kind.from_pretrained(str(folder), **_PLAIN)
-    return model.eval().to(device)
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **_PLAIN)
+    missing = {"position_ids", "logits_to_keep"} - set(inspect.signature(model.forward).parameters)
+    if missing:
+        raise ModelRefused(
+            f"{type(model).__name__} can not be asked for the completions alone; decoder-only "
+            "transformers such as Llama, Qwen or Gemma can"
+        )
+    return model.eval().to(_device())
 
 
 #: Weights are float32 whatever the passes compute in: small steps would be lost in less.
@@ -217,7 +223,6 @@ _PLAIN = {
 def _load_scorer(folder: Path) -> Any:
     set_up_torch()
     check_folder(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with refusing_model(), torch.random.fork_rng():
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
             str(folder), num_labels=1, output_loading_info=True, **_PLAIN
@@ -229,7 +234,11 @@ def _load_scorer(folder: Path) -> Any:
         )
     if any(name.startswith("score.") for name in report["missing_keys"]):
         torch.nn.init.zeros_(model.score.weight)
-    return model.eval().to(device)
+    return model.eval().to(_device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _share(model: Any, policy: Any) -> None:

@@ -176,7 +176,7 @@ class Update:
             for rows, batch in self._micro(range(len(self.rollouts)), policy.device):
                 logprobs, _ = policy.logprobs(batch, self.params.temperature)
                 found[rows, : batch.width] = logprobs.cpu()
-        return found
+        return found.masked_fill(~lengths_mask(self.lengths, found.shape[1]), 0)
 
     def _values(self, critic: Critic) -> Tensor:
         width = int(self.lengths.max())
@@ -224,6 +224,8 @@ class Update:
             cut = slice(None, batch.width)
             logprobs, entropies = self.policy.logprobs(batch, params.temperature)
             mask = lengths_mask(self.lengths[part], batch.width).to(device)
+            # Padding has the ratio 1: if it were infinite, zero times it would be no number.
+            logprobs = logprobs.masked_fill(~mask, 0)
             share = torch.tensor([shares[row] for row in part], device=device)[:, None] * mask
             found = clipped_surrogate(
                 logprobs,
@@ -294,8 +296,7 @@ class Update:
 
 
 def _sum(values: Tensor, weights: Tensor) -> Tensor:
-    # What is padded may be infinite, and zero times that is no number.
-    return (values.masked_fill(weights == 0, 0) * weights).sum()
+    return (values * weights).sum()
 
 
 def _adamw(network: Network, rate: float, decay: float) -> Any:

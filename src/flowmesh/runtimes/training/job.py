@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Job:
             with memory_errors():
                 return self._try()
         except MemoryError as error:
-            if self._story.halvings or self._params.per_device_train_batch_size % 2:
+            if not self._can_halve():
                 raise
             shortage = str(error) or "out of memory"
         # Only here has the frame of the failed try let go of its tensors.
@@ -60,6 +61,10 @@ class Job:
         )
         with memory_errors():
             return self._try()
+
+    def _can_halve(self) -> bool:
+        half, odd = divmod(self._params.per_device_train_batch_size, 2)
+        return not self._story.halvings and not odd and half >= self._kind.least_batch
 
     def _prepare(self) -> None:
         """Check whatever can be checked before weights are loaded. Raises Refused."""
@@ -114,19 +119,16 @@ class Job:
     # One try
 
     def _try(self) -> Result:
-        folder = self._blobs.scratch()
-        keeper = Keeper(self._blobs, self._work.monitor, self._story, self._params.checkpoint_steps)
-        watch = Watch(self._params, self._work.monitor, keeper, evaluates=self._eval is not None)
-        rewarding = self._rewarding(folder) if self._kind.draws else {}
-        try:
+        params, monitor = self._params, self._work.monitor
+        keeper = Keeper(self._blobs, monitor, self._story, params.checkpoint_steps)
+        watch = Watch(params, monitor, keeper, evaluates=self._eval is not None)
+        with ExitStack() as leaving:
+            folder = self._blobs.scratch()
+            leaving.callback(shutil.rmtree, folder, ignore_errors=True)
+            rewarding = self._rewarding(folder, leaving) if self._kind.draws else {}
             trainer = self._trainer(folder, watch, rewarding, keeper)
             self._train_on(trainer, watch, folder)
             return self._result(trainer, folder)
-        finally:
-            for one in rewarding.get("reward_funcs", ()):
-                if isinstance(one, rewards.RewardFunction):
-                    one.close()
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _train_on(self, trainer: Any, watch: Watch, folder: Path) -> None:
         """Until the last step, an early stop, or a stop that the monitor asked for."""
@@ -208,7 +210,7 @@ class Job:
         numbered = [{**row, rewards.ROW: first + n} for n, row in enumerate(rows.rows)]
         return datasets.Dataset.from_list(numbered)
 
-    def _rewarding(self, folder: Path) -> dict[str, Any]:
+    def _rewarding(self, folder: Path, leaving: ExitStack) -> dict[str, Any]:
         """The trainer's arguments about rewards. Raises Refused, ModelRefused."""
         funcs: list[Any] = []
         readers: list[Any] = []
@@ -222,7 +224,9 @@ class Job:
             source = self._blobs.path(self._artifact("file").address)
             home = folder / "rewards"
             home.mkdir()
-            funcs.insert(0, rewards.RewardFunction(source, self._params, extras, home=home))
+            function = rewards.RewardFunction(source, self._params, extras, home=home)
+            leaving.callback(function.close)
+            funcs.insert(0, function)
             readers.insert(0, None)
         return {"reward_funcs": funcs, "reward_processing_classes": readers}
 
