@@ -265,7 +265,7 @@ class Job:
         draw_curve(op, log, folder / "loss.png")
         made["loss_curve"] = Artifact("file", str(self._blobs.put(folder / "loss.png")))
         near = params.dtype != "float32" or self._story.halvings
-        usage = Usage(prompt_tokens=summary["tokens"])
+        usage = Usage(prompt_tokens=summary["tokens"], joules=summary["joules"])
         return Result(outputs=made, numerics="near" if near else "exact", usage=usage)
 
     def _facts(self, trainer: Any) -> Row:
