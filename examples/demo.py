@@ -62,7 +62,7 @@ def _progress(step: StepView) -> tuple[int, int, str, str]:
 def show_rounds(run: Run) -> None:
     say("\nHow kind the judge found the replies that were drawn in each round (0 to 1):")
     for number, row in enumerate(run.output("rounds").rows(), 1):
-        say(f"  round {number}: {row['value']:.2f} {_bar(row['value'])}")
+        say(f"  round {number}: {row['score']:.2f} {_bar(row['score'])}")
 
 
 def _bar(value: float) -> str:

@@ -174,6 +174,8 @@ def test_a_model_that_is_none(bench: Bench, tmp_path: Path) -> None:
         ("def brief(", {}, "the reward function: loading the file raised SyntaxError"),
         ("def brief(**x): return [1.0]", {}, "brief() returned 1 rewards for 4 completions"),
         ("def brief(**x):\n    raise ValueError('no')", {}, "brief() raised ValueError: no (line"),
+        ("def brief(**x): return [None] * 4", {}, "brief() returned None for all 4 completions"),
+        ("def brief(**x): return [float('nan')] * 4", {}, "what JSON can not hold"),
         ("def brief(**x): return ['a'] * 4", {}, "brief() raised ValueError: could not convert"),
         ("def brief(**x):\n    while True: pass", {"timeout_s": 0.5}, "killed at its limit of 0.5"),
         ("import os\ndef brief(**x): os._exit(3)", {}, "ended its process with status 3"),

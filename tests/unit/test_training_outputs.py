@@ -203,6 +203,14 @@ def test_rewards_are_learnt_from_columns_and_told(bench: Bench) -> None:
     assert summary["reward_last"] is not None
 
 
+def test_a_function_may_leave_completions_to_others(bench: Bench) -> None:
+    """A step none of whose groups has two rewards teaches nothing, and is told as such."""
+    source = "def brief(completions, **more): return [1.0, None, None, None]"
+    outputs = bench.done(bench.action("grpo", ports={"file": bench.blobs.put_file(source)}))
+    assert [row["reward"] for row in bench.blobs.rows(outputs["metrics"])] == [1.0, 1.0]
+    assert bench.summary(outputs)["reward_last"] == 1.0
+
+
 def test_rewards_of_a_model_and_of_a_function(bench: Bench) -> None:
     scorer = bench.done(bench.action("reward_model", max_steps=2))["adapter"]
     whole = bench.done(bench.action("reward_model", max_steps=2, lora=None))["model"]

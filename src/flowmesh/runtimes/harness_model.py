@@ -13,12 +13,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import datasets
 import jinja2
-import lm_eval  # type: ignore[import-not-found]
+import lm_eval
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from lm_eval.api.model import TemplateLM  # type: ignore[import-not-found]
-from lm_eval.api.registry import metric_registry  # type: ignore[import-not-found]
-from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import metric_registry
+from lm_eval.tasks import TaskManager
 
 from flowmesh.operators.harness import HarnessParams
 from flowmesh.runtimes.decoding import Decoder, Request

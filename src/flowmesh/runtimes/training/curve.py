@@ -25,7 +25,7 @@ def draw_curve(title: str, log: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel("loss")
         axes.grid(alpha=0.3)
         lines = list(axes.get_lines())
-        if any("reward" in entry for entry in log):
+        if any(entry.get("reward") is not None for entry in log):
             rewards = axes.twinx()
             _plot(rewards, trained(log), "reward", _REWARD, "reward")
             rewards.set_ylabel("reward")
@@ -36,7 +36,7 @@ def draw_curve(title: str, log: list[dict[str, Any]], path: Path) -> None:
 
 
 def _plot(axes: Axes, entries: list[dict[str, Any]], key: str, colour: str, name: str) -> None:
-    found = [(entry["step"], entry[key]) for entry in entries if key in entry]
+    found = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
     if found:
         steps, values = zip(*found, strict=True)
         marker = "o" if len(found) < 40 else ""

@@ -224,7 +224,9 @@ class Job:
             source = self._blobs.path(self._artifact("file").address)
             home = folder / "rewards"
             home.mkdir()
-            function = rewards.RewardFunction(source, self._params, extras, home=home)
+            function = rewards.RewardFunction(
+                source, self._params, extras, home=home, alone=not funcs
+            )
             leaving.callback(function.close)
             funcs.insert(0, function)
             readers.insert(0, None)

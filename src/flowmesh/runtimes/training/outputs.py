@@ -1,6 +1,7 @@
 """The artifacts of a training: their bytes follow from the weights, never from worker or time."""
 
 import json
+import math
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -96,16 +97,21 @@ def metrics_rows(op: str, log: list[dict[str, Any]], every: int) -> list[Row]:
 
 
 def _mean(entries: list[dict[str, Any]], key: str) -> float | None:
-    values = [entry[key] for entry in entries if entry.get(key) is not None]
-    values = [value for value in values if value == value]
+    values = _finite(entries, key)
     return fmean(values) if values else None
+
+
+def _finite(entries: list[dict[str, Any]], key: str) -> list[float]:
+    """TRL logs null or NaN for what a step had nothing of, as the reward where none was given."""
+    values = [entry[key] for entry in entries if entry.get(key) is not None]
+    return [value for value in values if math.isfinite(value)]
 
 
 def summary_row(log: list[dict[str, Any]], facts: Row) -> Row:
     """The row of `summary`: `facts`, and what follows from the log."""
     losses = [entry["loss"] for entry in trained(log)]
     tests = [entry["eval_loss"] for entry in evaluated(log)]
-    rewards = [entry["reward"] for entry in trained(log) if "reward" in entry]
+    rewards = _finite(trained(log), "reward")
     last = trained(log)[-1]
     row: Row = dict.fromkeys(SUMMARY)
     for name, values in (("train_loss", losses), ("eval_loss", tests)):

@@ -37,10 +37,13 @@ class RewardFunction:
     Args:
         source: the user's file.
         rows: what was dropped from each row of the data, by its number in `ROW`.
+        alone: whether there are no other rewards, so that it may not leave out all.
     """
 
-    def __init__(self, source: Path, params: Any, rows: Sequence[Row], *, home: Path) -> None:
-        self._params, self._rows, self._home = params, rows, home
+    def __init__(
+        self, source: Path, params: Any, rows: Sequence[Row], *, home: Path, alone: bool
+    ) -> None:
+        self._params, self._rows, self._home, self._alone = params, rows, home, alone
         self.__name__: str = params.function
         with_call = home / "rewards.py"
         with_call.write_bytes(source.read_bytes() + _CALL.format(name=self.__name__).encode())
@@ -103,6 +106,11 @@ class RewardFunction:
             raise Refused(
                 f"the reward function {self.__name__}() returned {len(rewards)} rewards for"
                 f" {expected} completions"
+            )
+        if self._alone and all(one is None for one in rewards):
+            raise Refused(
+                f"the reward function {self.__name__}() returned None for all {expected}"
+                " completions, and there is no other reward: nothing can be learnt"
             )
         return rewards
 

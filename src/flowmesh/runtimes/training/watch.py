@@ -87,7 +87,7 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         entry = state.log_history[-1]
         for name in ("loss", "grad_norm", "eval_loss"):
-            if name in entry and not math.isfinite(entry[name]):
+            if entry.get(name) is not None and not math.isfinite(entry[name]):
                 raise Diverged(self._diverged(name, entry, state))
         if "loss" in entry:
             self._complete(entry, state)
@@ -136,7 +136,7 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
             "tokens_per_s": tokens / took,
             "left_s": left * took / done,
         }
-        if "reward" in entry:
+        if entry.get("reward") is not None:
             facts["reward"] = entry["reward"]
         return facts
 
