@@ -116,6 +116,7 @@ HTTP = Operator(
     task=_task,
     shape=_shape,
     adds=_adds,
+    limits=("timeout_s",),
     determinism=_determinism,
     max_batch=32,
 )

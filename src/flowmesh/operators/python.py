@@ -96,6 +96,7 @@ PYTHON = Operator(
     sees=_sees,
     task=_task,
     adds=lambda params: None,
+    limits=("timeout_s", "memory_mb"),
     determinism=_determinism,
     max_batch=64,
 )
@@ -111,5 +112,6 @@ PYTHON_TABLE = Operator(
     entry=_ENTRY,
     task=_task,
     columns=lambda params, inputs: {"rows": None},
+    limits=("timeout_s", "memory_mb"),
     determinism=_determinism,
 )

@@ -169,6 +169,7 @@ TRANSFORM = Operator(
     entry=_ENTRY,
     preload=("duckdb",),
     columns=_transform_columns,
+    limits=("timeout_s",),
     determinism=_transform_determinism,
 )
 

@@ -274,6 +274,9 @@ _PRELOAD = (
 )
 
 
+_LIMITS = ("checkpoint_steps", "timeout_s", "memory_mb")
+
+
 def _training(name: str, summary: str, params: type[Params], more: Mapping[str, Port]) -> Operator:
     columns: Callable[[Any, Mapping[str, Any]], Mapping[str, Columns]] = partial(_columns, op=name)
     return Operator(
@@ -293,6 +296,7 @@ def _training(name: str, summary: str, params: type[Params], more: Mapping[str, 
         exact=lambda params: params.dtype == "float32",
         work=_work,
         max_batch=1,
+        limits=tuple(name for name in _LIMITS if name in params.model_fields),
         resumable=True,
     )
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from flowmesh.base.digest import Digest
+from flowmesh.base.digest import Digest, fingerprint
 
 ArtifactKind = Literal["table", "file", "tree"]
 
 #: Results up to this size travel and are kept inline; larger ones become blobs.
 INLINE_LIMIT_BYTES = 4096
+_LIMITS = "limits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Action:
         inputs: port name to what it is bound to.
         engine: `family/numeric format` where these change results, else empty.
         salt: keeps apart what may not be shared; see `spec/expand.py`.
+        limits: names of those `params` that bound the work and change no result: they are
+            in the document, for the worker, and not in its task's id.
     """
 
     op: str
@@ -67,34 +70,44 @@ class Action:
     inputs: Mapping[str, Bound]
     engine: str = ""
     salt: str = ""
+    limits: frozenset[str] = frozenset()
 
     def document(self) -> dict[str, Any]:
-        return {
+        held = {name: value for name, value in self.params.items() if name in self.limits}
+        document = {
             "op": self.op,
             "version": self.version,
-            "params": dict(self.params),
+            "params": {name: value for name, value in self.params.items() if name not in held},
             "inputs": {port: _plain(bound) for port, bound in self.inputs.items()},
             "engine": self.engine,
             "salt": self.salt,
         }
+        return document | ({_LIMITS: held} if held else {})
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Action":
         """Read what `document` wrote."""
         inputs = {port: _bound(plain) for port, plain in document["inputs"].items()}
+        held = document.get(_LIMITS, {})
         return cls(
             document["op"],
             document["version"],
-            document["params"],
+            {**document["params"], **held},
             inputs,
             document["engine"],
             document["salt"],
+            frozenset(held),
         )
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every artifact that must be on the worker before this can run."""
         for bound in self.inputs.values():
             yield from artifacts_of(bound)
+
+
+def task_of(document: Mapping[str, Any]) -> str:
+    """The id of the task that an action document stands for."""
+    return fingerprint({key: value for key, value in document.items() if key != _LIMITS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flowmesh.base.digest import fingerprint
-from flowmesh.spec.action import Action, Bound, artifacts_of
+from flowmesh.spec.action import Action, Bound, artifacts_of, task_of
 from flowmesh.spec.nodes import StepNode
 from flowmesh.spec.templates import RenderError, renderer
 
@@ -167,9 +166,10 @@ class _Maker:
             inputs=self._inputs,
             engine=self._engine,
             salt=self._salt(row, sample),
+            limits=frozenset(op.limits),
         )
         document = action.document()
-        task = fingerprint(document)
+        task = task_of(document)
         self.items.append(Item(row, sample, task))
         if task not in self.actions:
             self.actions[task] = document

@@ -91,6 +91,8 @@ class Operator:
         adds: columns that a row operator adds; None if only running tells.
         columns: whole operators: (params, columns by input port) to columns by output port.
             A port of arity `list` or `map` gives a list or dict of columns. May raise ParamError.
+        limits: parameters that bound the work and change no result, as `timeout_s`: work that
+            differs in nothing else is equal, and is held to the limits of who asked first.
         determinism: from the parameters.
         engine: `family/numeric format` from the parameters, if it changes results.
         exact: whether the same bytes come out alone or in any batch, from the parameters.
@@ -120,6 +122,7 @@ class Operator:
     shape: Callable[[Any, list[dict[str, Any]], int], list[dict[str, Any]]] = _as_is
     adds: Callable[[Any], Columns] = _no_columns
     columns: Callable[[Any, Mapping[str, Any]], Mapping[str, Columns]] = _unknown
+    limits: tuple[str, ...] = ()
     determinism: Callable[[Any], Determinism] = lambda params: "pure"
     engine: Callable[[Any], str] = lambda params: ""
     exact: Callable[[Any], bool] = lambda params: True

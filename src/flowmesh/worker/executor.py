@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowmesh.base.digest import Digest, fingerprint
+from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing, DigestMismatch, FlowMeshError
 from flowmesh.runtimes.base import FailureKind
-from flowmesh.spec.action import Action, artifacts_of
+from flowmesh.spec.action import Action, artifacts_of, task_of
 from flowmesh.spec.operator import Operator
 from flowmesh.wire import LeaseTask
 from flowmesh.worker import frames
@@ -232,7 +232,7 @@ def _document(named: LeaseTask, lines: Mapping[int, bytes]) -> _Task | str:
         return f"its pack has no line {named.line}, which the lease names"
     try:
         document = json.loads(lines[named.line])
-        found = fingerprint(document)
+        found = task_of(document)
         if found != named.task:
             return f"line {named.line} of its pack is the document of task {found}"
         return _Task(named.task, document, Action.of(document), named.checkpoint)
