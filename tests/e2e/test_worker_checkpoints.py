@@ -1,6 +1,7 @@
 """Long tasks on a worker: progress, checkpoints, and how they are stopped."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -134,6 +135,42 @@ async def test_without_its_checkpoint_a_task_begins_anew(
     tasks = await server.grant(1, climb(tmp_path), checkpoint=tree)
     await server.results(*tasks)
     assert starts(tmp_path) == [0]
+
+
+async def test_what_a_result_shares_with_the_checkpoint_it_began_with_is_sent(
+    server: FakeServer, workers: Workers, tmp_path: Path
+) -> None:
+    """The server may have let go of it since: a newer checkpoint need not have it."""
+    await workers.start()
+    await server.grant(1, climb(tmp_path, hold=10))
+    await server.until(server.saved)
+    tree = server.saved()[0].checkpoint
+    del server.leases[1]
+    await server.change()
+    [task] = await server.grant(2, climb(tmp_path, hold=25, every=100), checkpoint=tree)
+    await server.until(lambda: any(one.step == 25 for one in server.progress))
+    manifest = json.loads(server.blobs[Digest.parse(tree).hash])
+    for file in manifest["files"]:
+        del server.blobs[Digest.parse(file["digest"]).hash]
+    (tmp_path / "go").touch()
+    [result] = await server.results(task)
+    made = json.loads(server.blobs[result.outputs["model"].address.hash])
+    assert {one["digest"] for one in made["files"]} & {one["digest"] for one in manifest["files"]}
+    assert all(Digest.parse(one["digest"]).hash in server.blobs for one in made["files"])
+
+
+async def test_a_checkpoint_that_cannot_be_had_just_now_is_not_given_up(
+    server: FakeServer, workers: Workers, tmp_path: Path
+) -> None:
+    """Hours of work are behind it: another try, elsewhere, is cheaper."""
+    await workers.start()
+    tree = server.put(b"to be read later")
+    server.unreadable.add(tree.hash)
+    [task] = await server.grant(1, climb(tmp_path), checkpoint=str(tree))
+    [report] = await server.reported(task)
+    assert (report.kind, report.missing) == ("transient", ""), "no step is to make it again"
+    assert "the checkpoint of this task cannot be had" in report.message
+    assert not (tmp_path / "log").exists(), "it has not begun"
 
 
 async def test_a_checkpoint_that_cannot_be_stored_does_not_end_the_task(

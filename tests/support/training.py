@@ -1,5 +1,6 @@
 """Trainings on a tiny model, without a worker: run, stopped at a step, or killed, and resumed."""
 
+import errno
 import gc
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,6 +137,20 @@ class Bench:
     def summary(self, outputs: Mapping[str, Artifact]) -> dict[str, Any]:
         (row,) = self.blobs.rows(outputs["summary"])
         return row
+
+
+class FullDisk(DirBlobs):
+    """A store whose disk is full when the n-th checkpoint comes."""
+
+    def __init__(self, other: DirBlobs, full_at: int) -> None:
+        self.__dict__ |= vars(other)
+        self._left = full_at
+
+    def put_tree(self, folder: Path) -> Digest:
+        self._left -= 1
+        if self._left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().put_tree(folder)
 
 
 def weights_of(outputs: Mapping[str, Artifact]) -> str:

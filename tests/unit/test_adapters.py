@@ -198,6 +198,30 @@ def test_an_adapter_in_its_own_noise_costs_others_nothing(
     assert decoder._adapter_noise.get(adapters[1].name, before) < 0.5
 
 
+def test_the_first_token_of_an_adapter_tells_its_noise(
+    weights: Weights, adapters: list[Adapter]
+) -> None:
+    decoder = Decoder(weights)
+    prompt = weights.prompt_tokens({"prompt": "Why?"})
+    wanted = [Request(prompt, 8, adapter=adapter) for adapter in (*adapters[:2], None)]
+    answers(decoder, wanted)
+    assert set(decoder._adapter_noise) == {adapter.name for adapter in adapters[:2]}
+    before = decoder.counts.recomputed
+    answers(decoder, wanted)
+    assert decoder.counts.recomputed - before == before - 2, "once for each adapter"
+
+
+def test_memory_that_runs_out_while_adapters_are_mixed_is_a_memory_error(
+    weights: Weights, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Adapting, "_mixed", full)
+    with pytest.raises(MemoryError), weights.adapted([adapters[1], adapters[3], None]):
+        pass
+
+
 def test_nothing_stays_behind_and_the_base_is_one(
     weights: Weights, adapters: list[Adapter]
 ) -> None:

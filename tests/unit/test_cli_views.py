@@ -145,6 +145,22 @@ def test_a_summary_ends_with_what_can_be_typed_next(capsys: pytest.CaptureFixtur
     assert f"pairs   table     2  {TABLE.digest}" in told
 
 
+def test_of_weights_other_things_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = TABLE.model_copy(update={"kind": "tree", "rows": -1})
+    curve = adapter.model_copy(update={"kind": "file"})
+    made = {"adapter": adapter, "curve": curve, "summary": TABLE, "metrics": TABLE}
+    show_summary(view("succeeded", outputs=made))
+    told = capsys.readouterr().out.splitlines()
+    assert told[-6:] == [
+        "rows:     flowmesh outputs r-1 --name summary",
+        "file:     flowmesh outputs r-1 --name curve --to DIRECTORY",
+        "weights:  flowmesh models show r-1:adapter",
+        "a name:   flowmesh models tag r-1:adapter NAME",
+        "files:    flowmesh outputs r-1 --name adapter --to DIRECTORY",
+        "lineage:  flowmesh lineage r-1:adapter",
+    ]
+
+
 def test_the_document_for_scripts() -> None:
     document = json.loads(json.dumps(run_document(view("succeeded", outputs={"pairs": TABLE}))))
     assert document["outputs"] == {"pairs": TABLE.digest}

@@ -17,6 +17,7 @@ from flowmesh.core.events import (
 )
 from flowmesh.core.needs import PATIENCE_MS, unmet
 from flowmesh.core.records import Failure, Lease, RunStatus, TaskSpec, Worker
+from flowmesh.core.retry import LOSS_LIMIT
 from flowmesh.core.state import ReadyKey, State
 from flowmesh.core.tasks import RETAIN_MS
 from flowmesh.stores.codec import Codec, decode_state, encode_state
@@ -62,13 +63,150 @@ def test_of_a_batch_each_task_has_its_own() -> None:
 def test_a_checkpoint_never_goes_back() -> None:
     """Not even under a newer lease: what is behind a task stays behind it."""
     bench = at_work()
-    bench.progress("w", "x", 20, "t20")
     lose(bench)
     bench.sync("v")
+    bench.progress("w", "x", 20, "t20")
     assert bench.progress("v", "x", 10, "u10").stale == ["u10"]
     assert bench.progress("w", "x", 15, "t15").stale == ["t15"]
     assert bench.progress("w", "x", 20, "t20").stale == [], "as known, by a repeated message"
     assert bench.plane.state.tasks[TaskId("x")].checkpoint == "t20"
+
+
+def test_a_lost_checkpoint_does_not_stand_in_the_way() -> None:
+    """Who is behind what it was given could not read it: from there on its own ones count."""
+    bench = at_work()
+    bench.progress("w", "x", 20, "t20")
+    lose(bench)
+    bench.sync("v")
+    assert bench.checkpoints("v") == [("t20",)]
+    assert bench.progress("v", "x", 20, "u20").stale == ["u20"], "it is not behind it"
+    (changed,) = bench.progress("v", "x", 10, "u10").progressed
+    assert (changed.step, changed.checkpoint) == (10, "u10")
+    assert bench.progress("v", "x", 5, "u5").stale == ["u5"], "once is enough"
+    bench.sync("v", leaving=True)
+    bench.sync("u")
+    assert bench.checkpoints("u") == [("u10",)]
+
+
+def test_who_was_lost_cannot_say_that_a_checkpoint_is() -> None:
+    """Who has the task now may be well beyond it."""
+    bench = at_work()
+    bench.progress("w", "x", 20, "t20")
+    for worker in ("v", "u"):
+        lose(bench)
+        bench.sync(worker)
+        assert bench.checkpoints(worker) == [("t20",)]
+    assert bench.progress("v", "x", 10, "u10").stale == ["u10"]
+
+
+def spent(bench: Bench) -> list[tuple[tuple[str, ...], float]]:
+    return [(one.runs, round(one.usd, 6)) for one in bench.last.spent]
+
+
+def at_paid_work(*runs: str) -> Bench:
+    """Runs that wait for one task, on a worker at a dollar a second that was heard of at 10 s."""
+    bench = Bench()
+    for run in runs:
+        bench.submit(run, [spec("x")])
+    bench.sync(usd_per_hour=3600.0)
+    bench.now_ms = 10_000
+    bench.progress("w", "x", 5)
+    return bench
+
+
+def test_an_attempt_without_a_result_is_paid_until_it_was_heard_of_last() -> None:
+    bench = at_paid_work("a", "b")
+    lose(bench)
+    assert spent(bench) == [(("a", "b"), 10.0)]
+
+
+def test_an_attempt_that_was_given_back_is_paid_too() -> None:
+    bench = at_paid_work("a")
+    bench.now_ms = 12_000
+    bench.progress("w", "x", 10, "t10")
+    bench.sync(leaving=True, usd_per_hour=3600.0)
+    assert spent(bench) == [(("a",), 12.0)]
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_cancelled_attempt_is_paid_by_the_run_that_was_cancelled(checkpoint: bool) -> None:
+    bench = at_paid_work("a", "b")
+    bench.step(RunCancelled(bench.now_ms, RunId("a"), checkpoint))
+    assert spent(bench) == [], "the other run waits on"
+    bench.step(RunCancelled(bench.now_ms, RunId("b"), checkpoint))
+    assert spent(bench) == [(("b",), 10.0)]
+
+
+def test_an_attempt_that_was_not_heard_of_costs_nothing() -> None:
+    bench = at_work()
+    lose(bench)
+    assert spent(bench) == []
+
+
+def test_only_what_was_heard_of_this_attempt_is_paid() -> None:
+    bench = at_paid_work("a")
+    lose(bench)
+    bench.sync("v", usd_per_hour=3600.0)
+    bench.progress("w", "x", 6)
+    lose(bench)
+    assert spent(bench) == [], "nothing was heard of the second, and the first is paid"
+
+
+def test_tasks_of_one_lease_share_its_time() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x"), spec("y")])
+    bench.sync(usd_per_hour=3600.0)
+    bench.now_ms = 10_000
+    bench.progress("w", "x", 5)
+    bench.progress("w", "y", 5)
+    lose(bench)
+    assert spent(bench) == [(("a",), 5.0)] * 2
+
+
+def test_a_result_in_time_is_paid_whole() -> None:
+    """What another attempt has cost before is another matter."""
+    bench = at_paid_work("a")
+    bench.sync(done=["x"], seconds=13.0, usd_per_hour=3600.0)
+    (accepted,) = bench.last.accepted
+    assert (accepted.usd, spent(bench)) == (pytest.approx(13.0), [])
+
+
+def test_an_attempt_is_paid_once() -> None:
+    """By the result that comes late, the rest of it."""
+    bench = at_paid_work("a")
+    lose(bench)
+    bench.sync("w", done=["x"], seconds=13.0, usd_per_hour=3600.0)
+    (accepted,) = bench.last.accepted
+    assert accepted.usd == pytest.approx(3.0)
+
+
+def test_the_next_attempt_is_paid_by_itself() -> None:
+    bench = at_paid_work("a")
+    lose(bench)
+    bench.sync("v", usd_per_hour=3600.0)
+    bench.sync("v", done=["x"], seconds=13.0, usd_per_hour=3600.0)
+    (accepted,) = bench.last.accepted
+    assert accepted.usd == pytest.approx(13.0)
+
+
+def test_losses_do_not_count_while_a_task_gets_on() -> None:
+    bench = at_work()
+    for n in range(LOSS_LIMIT + 5):
+        bench.progress(f"w{n}" if n else "w", "x", 10 + n, f"t{10 + n}")
+        lose(bench)
+        bench.sync(f"w{n + 1}")
+        assert bench.checkpoints(f"w{n + 1}") == [(f"t{10 + n}",)]
+    lose(bench)
+    assert bench.plane.state.tasks[TaskId("x")].losses == 1, "the last one left nothing new"
+
+
+def test_the_rest_of_a_task_says_nothing_of_what_the_whole_takes() -> None:
+    bench = at_work()
+    bench.progress("w", "x", 10, "t10")
+    lose(bench)
+    bench.sync("v")
+    bench.sync("v", done=["x"], seconds=0.1)
+    assert not bench.plane.state.estimates
 
 
 def test_a_late_checkpoint_of_a_lost_lease_counts_if_it_is_further() -> None:

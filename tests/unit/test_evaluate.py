@@ -178,7 +178,7 @@ def test_an_adapter_is_measured_as_peft_runs_it(
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(base, config).eval()
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     adapted.save_pretrained(tmp_path / "adapter")
     engine, ports = model

@@ -117,6 +117,17 @@ def test_answers_are_written_and_few_shots_are_shown(opened: Any) -> None:
     assert harness(opened, WRITTEN, DOCUMENTS).result == found[0].result
 
 
+def test_a_chat_template_that_prints_the_date_gets_a_fixed_one(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from flowmesh.runtimes.harness_model import _Model
+    from flowmesh.runtimes.weights import Weights
+
+    folder = make_tiny(tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %B %Y') }}")
+    model = _Model(Weights(folder, "float32"), None, 8)
+    assert model.apply_chat_template([{"role": "user", "content": "a"}]) == "01 January 2025"
+
+
 def test_what_can_not_be_run_is_said(opened: Any) -> None:
     secret = CHOICE.replace("{{question}}", "{{ ''.__class__.__mro__ }}")
     assert "unsafe" in refusal(harness(opened, secret, DOCUMENTS))

@@ -1,5 +1,6 @@
 """The engines of generate, choose and embed as a worker uses them: actions in, outcomes out."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from flowmesh.base.digest import Digest  # noqa: E402
 from flowmesh.operators.generate import CHOOSE, GENERATE  # noqa: E402
@@ -248,6 +251,28 @@ def test_a_damaged_model_fails_its_tasks(
         (model / name).write_bytes(content)
     engine = opened(tmp_path / "store", model)
     assert words in refusal(run(engine, generate("t", prompt="a"))["t"])
+
+
+def test_weights_that_are_missing_are_never_made_up(tmp_path: Path) -> None:
+    """The loader fills them by chance, so answers would vary from process to process."""
+    model = make_tiny(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    for layer in (0, 1):
+        del weights[f"model.layers.{layer}.self_attn.q_proj.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    engine = opened(tmp_path / "store", model)
+    message = refusal(run(engine, generate("t", prompt="a"))["t"])
+    assert "lack model.layers.0.self_attn.q_proj.weight and 1 more" in message
+    assert "LlamaForCausalLM" in message
+
+
+def test_a_model_that_scores_does_not_write(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (model / "config.json").write_text(json.dumps(config))
+    engine = opened(tmp_path / "store", model)
+    assert "scores and does not write" in refusal(run(engine, generate("t", prompt="a"))["t"])
 
 
 def test_weights_that_are_no_numbers_fail_every_task(tmp_path: Path) -> None:

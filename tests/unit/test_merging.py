@@ -176,6 +176,15 @@ def test_an_adapter_that_holds_no_numbers_is_refused(
     assert "can not be merged" in refusal(blobs, {"model": model, "adapter": bad})
 
 
+def test_a_model_that_lacks_weights_is_not_written_out(blobs: DirBlobs, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "model")
+    weights = tensors(folder)
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    outcome = run(blobs, "export", {"model": Artifact("tree", str(blobs.put_tree(folder)))})
+    assert isinstance(outcome, Failed) and "lack model.norm.weight" in outcome.message
+
+
 def damaged(
     blobs: DirBlobs, adapter: Artifact, folder: Path, name: str, content: bytes
 ) -> Artifact:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from flowmesh.base.digest import Digest
@@ -83,14 +85,57 @@ def test_a_file_that_arrives_damaged_leaves_nothing(
 ) -> None:
     digest = upload(alice, {"config.json": b"sound"})
     alice.tag_model(digest, "damaged")
-    request = alice.transport.request
 
-    def spoilt(method: str, path: str, **more: Any) -> bytes:
-        return b"rotten" if path.endswith("/config.json") else request(method, path, **more)
+    def spoilt(path: str, to: Path, **more: Any) -> Digest:
+        to.write_bytes(b"rotten")
+        return Digest.of(b"rotten")
 
-    monkeypatch.setattr(type(alice.transport), "request", staticmethod(spoilt))
+    monkeypatch.setattr(type(alice.transport), "download", staticmethod(spoilt))
     with pytest.raises(DigestMismatch):
         alice.download_model("damaged", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_downloaded_to_where_one_stands(
+    served: Bench, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    alice.tag_model(upload(alice, {"config.json": b"{}"}), "standing")
+    alice.download_model("standing", ".")
+    assert (tmp_path / "here" / "config.json").read_bytes() == b"{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_download_is_tried_again_from_its_beginning(
+    served: Bench, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What broke off in the middle is no part of what comes next."""
+    alice.tag_model(upload(alice, {"config.json": b"whole"}), "broken")
+    alice.transport.sleep = lambda pause_s: None
+    whole = httpx.Response.iter_bytes
+    tries: list[None] = []
+
+    def breaking(response: httpx.Response, chunk_bytes: int | None = None) -> Iterator[bytes]:
+        tries.append(None)
+        if len(tries) == 1:
+            yield b"who"
+            raise httpx.ReadError("it broke off")
+        yield from whole(response, chunk_bytes)
+
+    monkeypatch.setattr(httpx.Response, "iter_bytes", breaking)
+    alice.download_model("broken", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == b"whole"
+    assert len(tries) > 1
+
+
+def test_an_output_whose_name_leads_elsewhere_is_not_written(
+    served: Bench, alice: Client, tmp_path: Path
+) -> None:
+    made = served.run(alice, training()).output("curve")
+    for name in ("../out", "..", "a/b", ""):
+        with pytest.raises(SpecError, match="no name for a file"):
+            replace(made, name=name).path(tmp_path / "in")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -90,8 +90,8 @@ def _rows(inputs: dict[str, Any]) -> list[dict[str, Any]]:
     ("loss_type", "beta", "more"),
     [
         ("grpo", 0.0, {}),
-        ("bnpo", 0.3, {}),
-        ("bnpo", 0.3, {"use_bias_correction_kl": False}),
+        ("dapo", 0.3, {}),
+        ("dapo", 0.3, {"use_bias_correction_kl": False}),
         ("dr_grpo", 0.3, {"epsilon_high": 0.3}),
         ("grpo", 0.3, {"temperature": 0.7}),
     ],

@@ -67,6 +67,10 @@ def test_outputs_follow_from_the_method(params: dict[str, Any], ports: dict[str,
     assert found == {**ports, "metrics": "table", "summary": "table", "loss_curve": "file"}
 
 
+def test_how_often_it_saves_is_no_part_of_the_work() -> None:
+    assert POLICY_UPDATE.limits == ("checkpoint_steps",)
+
+
 def test_columns_are_checked_where_they_are_known() -> None:
     params = PolicyUpdateParams()
     found = POLICY_UPDATE.columns(params, {"rollouts": ROLLOUTS})

@@ -1,11 +1,13 @@
 """`policy_update`: what it makes, how it goes on after an interruption, what it refuses."""
 
 import errno
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from flowmesh.base.digest import Digest
 from flowmesh.operators.policy import METRICS_COLUMNS, SUMMARY_COLUMNS
@@ -18,6 +20,7 @@ from flowmesh.runtimes.weights import load_weights
 from flowmesh.spec.action import Artifact
 from support.blobs import DirBlobs
 from support.rollouts import make_rollouts, refused, run_update, update_work, updated
+from support.tiny_adapter import make_adapter
 from support.tiny_model import CONTEXT_TOKENS, make_tiny
 
 Ports = dict[str, Artifact]
@@ -113,6 +116,20 @@ def test_a_second_round_goes_on_from_the_first(blobs: DirBlobs, ports: Ports) ->
     start = blobs.rows(updated(blobs, again, beta=0.1, reference="start")["metrics"])
     assert base[0]["kl"] > 1e-3
     assert start[0]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_patterns_of_an_adapter_keep_their_order(
+    blobs: DirBlobs, ports: Ports, model: Artifact, tmp_path: Path
+) -> None:
+    """PEFT takes the first that fits a layer, so another order would be another adapter."""
+    patterns = {"self_attn.q_proj": 32, "q_proj": 8}
+    folder = make_adapter(blobs.tree(model.address), tmp_path / "a", alpha_pattern=patterns)
+    config = json.loads((folder / "adapter_config.json").read_text()) | {"alpha_pattern": patterns}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    adapter = Artifact("tree", str(blobs.put_tree(folder)))
+    found = updated(blobs, {**ports, "adapter": adapter})["adapter"]
+    text = (blobs.tree(found.address) / "adapter_config.json").read_text()
+    assert [*json.loads(text)["alpha_pattern"].items()] == [*patterns.items()]
 
 
 def test_the_value_model_is_carried_over(blobs: DirBlobs, ports: Ports) -> None:
@@ -231,6 +248,25 @@ def test_a_worker_that_is_often_lost_saves_often(blobs: DirBlobs, ports: Ports) 
     assert set(calm.steps[0].facts) == {"loss", "learning_rate", "tokens_per_s", "left_s"}
 
 
+def test_how_often_it_saves_can_be_said(blobs: DirBlobs, ports: Ports) -> None:
+    watcher, settings = Watcher(interruptions_per_hour=1e12), {"num_iterations": 3}
+    settings["checkpoint_steps"] = 2
+    updated(blobs, ports, monitor=watcher, **settings)
+    assert [step for _, step in watcher.checkpoints] == [2, 4]
+    second = Watcher(stop_at=3)
+    with pytest.raises(Stopped):
+        work = update_work(
+            blobs, ports, checkpoint=watcher.checkpoints[0][0], monitor=second, **settings
+        )
+        run_update(blobs, work)
+    [(checkpoint, _)] = second.checkpoints
+    third = Watcher()
+    found = updated(blobs, ports, checkpoint=checkpoint, monitor=third, **settings)
+    assert [step for _, step in third.checkpoints] == [5]
+    [summary] = blobs.rows(found["summary"])
+    assert summary["resumed_from"] == [2, 3]
+
+
 def test_a_full_disk_costs_one_checkpoint(
     blobs: DirBlobs, ports: Ports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +362,20 @@ def test_a_column_that_is_missing_is_refused(blobs: DirBlobs, model: Artifact) -
     rows = [{k: v for k, v in row.items() if k != "reward"} for row in make_rollouts()]
     ports = {"rollouts": blobs.put_table(rows), "model": model}
     assert "no column 'reward'" in refused(blobs, ports, method="ppo")
+
+
+@pytest.mark.parametrize("method", ["group", "ppo"])
+def test_a_model_that_lacks_weights_is_refused(
+    blobs: DirBlobs, ports: Ports, tmp_path: Path, method: str
+) -> None:
+    """Of a value model, the layer that scores may be missing: a new one gives zero."""
+    folder = make_tiny(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    damaged = Artifact("tree", str(blobs.put_tree(folder)))
+    port = {"group": "model", "ppo": "value_model"}[method]
+    assert "lack model.norm.weight" in refused(blobs, {**ports, port: damaged}, method=method)
 
 
 def test_adapters_that_do_not_fit_are_refused(

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from flowmesh.operators.catalog import catalog
 from flowmesh.operators.scoring import REWARD, RewardParams
 from flowmesh.runtimes.base import Done, Engine, Work
-from flowmesh.runtimes.reward_model import open_reward_model
+from flowmesh.runtimes.low_rank import Adapter, Update
+from flowmesh.runtimes.reward_model import Classifier, Scoring, open_reward_model
 from flowmesh.runtimes.training.engine import open_trainer
 from flowmesh.spec.action import Action, Artifact
 from flowmesh.spec.operator import ParamError
@@ -206,6 +207,43 @@ def test_adapters_share_a_base_that_has_no_score(store: DirBlobs, tmp_path: Path
     assert abs(values[0] - values[1]) > 0.1
 
 
+def test_a_base_may_lack_the_layer_that_scores_and_nothing_else(
+    store: DirBlobs, tmp_path: Path
+) -> None:
+    base = make_tiny(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter", 0)
+    weights = load_file(base / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    ports = {"model": tree(store, base), "adapter": tree(store, tmp_path / "adapter")}
+    engine = open_reward_model(store, ports, ENGINE)
+    message = refusal(run(engine, reward(ports, "t", **ANSWER))["t"])
+    assert "lack model.norm.weight" in message
+
+
+def test_a_classifier_whose_head_has_another_name_takes_an_adapter(tmp_path: Path) -> None:
+    """Such an adapter has no layer `score` of its own, and none is looked for in the model."""
+    folder = make_tiny(tmp_path / "model")
+    config = transformers.BertConfig(
+        vocab_size=600,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    classifier = Classifier(folder, "float32")
+    name = "bert.encoder.layer.0.attention.self.query"
+    rng = torch.Generator().manual_seed(1)
+    update = Update(*(torch.randn(2, 16, generator=rng) for _ in range(2)))
+    scoring = Scoring(Adapter("a", {name: update}), None)
+    plain = classifier.logits([3, 4, 5], None)
+    assert classifier.logits([3, 4, 5], scoring) != plain
+    assert classifier.logits([3, 4, 5], None) == plain
+
+
 @pytest.mark.parametrize("lora", [{"r": 4}, None])
 def test_what_reward_model_has_trained_scores_what_it_has_learnt(
     store: DirBlobs, tmp_path: Path, lora: dict[str, Any] | None
@@ -275,7 +313,7 @@ def test_adapters_that_do_not_fit_are_refused(
         changed("good-copy", lambda folder: None),
     )
     assert "SEQ_CLS" in refusal(found["language"])
-    assert "damaged" in refusal(found["json"])
+    assert "is no JSON" in refusal(found["json"])
     assert "adapter_model.safetensors" in refusal(found["file"])
     assert "another base" in refusal(found["base"])
     assert "another size" in refusal(found["size"])

@@ -210,6 +210,22 @@ def test_after_a_success_nothing_is_left_but_the_result(client: TestClient, tmp_
     assert not gone & left
 
 
+def test_an_attempt_that_is_given_back_costs_what_was_heard_of(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = submit(client, "a")
+    at = leased(client)
+    info = {"worker": "w", "host": "h", "runtimes": ["climbing"], "usd_per_hour": 1e9}
+    told = {"lease": at["lease"], "task": at["task"], "step": 5}
+    client.post("/v1/sync", json={"info": info, "progress": [told]})
+    client.post("/v1/sync", json={"info": info, "leaving": True})
+    cost_usd = client.get(f"/v1/runs/{run}").json()["cost_usd"]
+    assert cost_usd > 0
+    save(client, leased(client, "v"), tree(client, tmp_path / "t", 10), 10, "v")
+    client.post(f"/v1/runs/{run}/cancel")
+    assert client.get(f"/v1/runs/{run}").json()["cost_usd"] == cost_usd, "that one is free"
+
+
 def test_checkpoints_survive_a_collection_by_hand(client: TestClient, tmp_path: Path) -> None:
     run = submit(client, "a")
     made = tree(client, tmp_path / "t", 10)

@@ -206,6 +206,29 @@ def test_steps_of_a_round_may_have_a_matrix_a_condition_and_a_name_from_outside(
     assert not is_due("again[2].b[k=8]", 1)
 
 
+def test_a_step_of_a_round_may_be_called_like_a_loop() -> None:
+    made = graph(
+        f"""
+        a: {{{RENDER}, template: outer}}
+        again:
+          loop:
+            rounds: 2
+            collect: {{all: "${{steps.again}}"}}
+            until: steps.again.count > 3
+            steps:
+              again: {{{RENDER}, template: inner, into: y}}
+              c: {{op: render, rows: "${{steps.again}}", template: z, into: w}}
+              d: {{op: concat, tables: "${{steps.c}}", when: steps.again.count > 1}}
+        every: {{op: concat, tables: "${{steps.again}}"}}
+        """
+    )
+    inner = [StepOutput(f"again[{n}].again", "rows") for n in (1, 2)]
+    assert made.steps["again[2].c"].inputs["rows"] == inner[1]
+    assert made.steps["every"].inputs["tables"] == inner
+    [gate] = made.steps["again[2].again"].gates
+    assert gate.ends == ("again[1].again",)
+
+
 def is_due(made: Graph, name: str, counts: dict[str, int | None], **mean: Any) -> bool:
     """Whether a step is due after a round whose mean score was `mean`."""
     node = made.steps[name]

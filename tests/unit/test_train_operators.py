@@ -114,6 +114,22 @@ def test_refused_parameters(op: str, params: dict[str, Any], message: str) -> No
     assert message in _refusal(op, **params)
 
 
+def test_devices_are_asked_for_and_counted(op: Operator) -> None:
+    assert op.devices(op.params()) == 1
+    several = op.params(devices=4)  # type: ignore[call-arg]
+    assert op.devices(several) == 4
+    assert op.work(several.model_dump()) == 4 * op.work(op.params().model_dump())
+
+
+def test_groups_are_whole_over_all_devices() -> None:
+    PARAMS["grpo"].model_validate(
+        {"num_generations": 6, "per_device_train_batch_size": 3, "devices": 2}
+    )
+    assert "`devices` is 8 completions" in _refusal(
+        "grpo", num_generations=3, per_device_train_batch_size=4, devices=2
+    )
+
+
 def test_work_grows_with_steps_and_batch() -> None:
     sft = BY_NAME["sft"]
     plain = sft.params(max_steps=10).model_dump()  # type: ignore[call-arg]

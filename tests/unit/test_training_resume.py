@@ -87,11 +87,12 @@ def test_early_stopping_goes_on_where_it_was(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("reference", ["start", "base"])
-def test_going_on_from_an_adapter(bench: Bench, reference: str) -> None:
+@pytest.mark.parametrize(
+    "op", ["dpo", *(pytest.param(op, marks=pytest.mark.slow) for op in ("kto", "grpo", "rloo"))]
+)
+def test_going_on_from_an_adapter(bench: Bench, op: str, reference: str) -> None:
     start = bench.done(bench.action("sft"))["adapter"]
-    _check(
-        bench, "dpo", Watcher(stop_at=2), ports={"adapter": start}, reference=reference, beta=0.5
-    )
+    _check(bench, op, Watcher(stop_at=2), ports={"adapter": start}, reference=reference, beta=0.5)
 
 
 def test_two_interruptions(bench: Bench) -> None:

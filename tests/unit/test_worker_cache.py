@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import BlobMissing, DigestMismatch
+from flowmesh.base.errors import BlobMissing, DigestMismatch, StoreError
 from flowmesh.stores.files import FileStore
 from flowmesh.stores.trees import put_tree
 from flowmesh.worker.cache import Cache
@@ -127,6 +127,14 @@ async def test_what_the_server_lacks_or_damages_is_refused(
                 await cache.blob(digest, pin)
     assert list(cache.store.list()) == []
     assert not any((tmp_path / "incoming").iterdir())
+
+
+async def test_what_cannot_be_read_here_is_trouble_with_the_store(
+    server: FakeServer, transport: Transport, tmp_path: Path
+) -> None:
+    """Not the end of all that the worker does: a checkpoint may be what is sent."""
+    with pytest.raises(StoreError, match="cannot read"):
+        await transport.upload(Digest.of(b"gone"), tmp_path / "gone")
 
 
 async def test_the_network_is_waited_for(

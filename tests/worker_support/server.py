@@ -42,6 +42,7 @@ class FakeServer:
         settle: while false, reports are taken but not settled.
         open: while clear, uploads are not answered; `waiting` counts them.
         tell: `sync` answers so instead, if set.
+        unreadable: hashes of blobs that it cannot read just now.
         full: while true, uploads are refused for want of room.
         progress: what was said of tasks, in the order of its coming.
         stopping: what the answers say of leases that are over.
@@ -62,6 +63,7 @@ class FakeServer:
         self.waiting = 0
         self.tell: Response | None = None
         self.full = False
+        self.unreadable: set[str] = set()
         self.progress: list[TaskProgress] = []
         self.stopping: list[LeaseStop] = []
         self._changed = asyncio.Condition()
@@ -191,6 +193,8 @@ class FakeServer:
         await self.change()
         if content is None:
             return JSONResponse({}, 404)
+        if request.path_params["hash"] in self.unreadable:
+            return _store_error("the disk is slow")
         return Response(content)
 
     async def _put(self, request: Request) -> Response:
@@ -200,11 +204,14 @@ class FakeServer:
         await self.open.wait()
         self.waiting -= 1
         if self.full:
-            said = "the disk is full"
-            body = ErrorBody(title="", status=502, code=StoreError.code, detail=said)
-            return JSONResponse(body.model_dump(mode="json"), 502)
+            return _store_error("the disk is full")
         assert Digest.of(content).hash == request.path_params["hash"]
         self.put(content)
         self.uploads.append(request.path_params["hash"])
         await self.change()
         return Response(status_code=201)
+
+
+def _store_error(detail: str) -> Response:
+    body = ErrorBody(title="", status=502, code=StoreError.code, detail=detail)
+    return JSONResponse(body.model_dump(mode="json"), 502)

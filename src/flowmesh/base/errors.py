@@ -6,6 +6,7 @@
   + AccessDenied         no token, or not yours (exit code 2)
   + Conflict             the same key, another request (exit code 2)
   + StoreError           bytes could not be read or written
+    - StoreFull          the store has no room for more
     - BlobMissing        the store does not hold this digest
     - DigestMismatch     a copy is damaged; it is set aside, never returned
   + Unreachable          the service does not answer (exit code 3)
@@ -98,6 +99,13 @@ class Unreachable(FlowMeshError):
 class StoreError(FlowMeshError):
     code = "store"
     http_status = 502
+
+
+class StoreFull(StoreError):
+    """The store has no room for more; to try again at once would not help."""
+
+    code = "store_full"
+    http_status = 507
 
 
 class BlobMissing(StoreError):

@@ -40,10 +40,22 @@ def show_summary(view: RunView) -> None:
     if view.outputs:
         say()
         _show_outputs(view.outputs)
-        first = next(iter(view.outputs))
         say()
-        say(f"rows:     flowmesh outputs {view.run} --name {first}")
-        say(f"lineage:  flowmesh lineage {view.run}:{first}")
+        _show_where_next(view)
+
+
+def _show_where_next(view: RunView) -> None:
+    """Commands that go on from here, for the first output of each kind."""
+    first = {made.kind: name for name, made in reversed(view.outputs.items())}
+    if "table" in first:
+        say(f"rows:     flowmesh outputs {view.run} --name {first['table']}")
+    if "file" in first:
+        say(f"file:     flowmesh outputs {view.run} --name {first['file']} --to DIRECTORY")
+    if "tree" in first:
+        say(f"weights:  flowmesh models show {view.run}:{first['tree']}")
+        say(f"a name:   flowmesh models tag {view.run}:{first['tree']} NAME")
+        say(f"files:    flowmesh outputs {view.run} --name {first['tree']} --to DIRECTORY")
+    say(f"lineage:  flowmesh lineage {view.run}:{next(iter(view.outputs))}")
 
 
 def _show_running(view: RunView) -> None:

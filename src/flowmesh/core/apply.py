@@ -292,6 +292,8 @@ def _learn(state: State, result: TaskResult) -> None:
     task = state.tasks.get(result.task)
     if task is None or task.lease != result.lease or result.failure is not None:
         return
+    if checkpoints.start_of(state.leases[result.lease], task.id):
+        return  # it took less than the whole of it does
     key, work = task.spec.batch_key, task.spec.work
     state.estimates[key] = estimate.learnt(state.estimates.pop(key, None), work, result.seconds)
     if len(state.estimates) > ESTIMATES_LIMIT:

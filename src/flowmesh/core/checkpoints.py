@@ -2,7 +2,8 @@
 
 A checkpoint counts under a lease that was granted to its worker for its task, running or
 ended not long ago, and only forward: from then on the task has that step behind it, whoever
-runs it next. It outlives the task: who asks for the same work later goes on from it.
+runs it next. Only where a lease could not read the one that it was given does it count from
+its beginning again. It outlives the task: who asks for the same work later goes on from it.
 """
 
 from dataclasses import replace
@@ -37,22 +38,26 @@ def take(state: State, event: TaskProgressed | ProgressForgotten) -> None:
 def _progressed(state: State, event: TaskProgressed) -> None:
     """A worker says how far a task is, or what it has left to go on from."""
     task = state.tasks.get(event.task)
+    lease = granted(state, event.lease, event.task, event.worker)
+    if lease is None:
+        return
     if task is not None and task.status is TaskStatus.SUCCEEDED:
         _refuse(state, event)
         return
-    if granted(state, event.lease, event.task, event.worker) is None:
-        return
+    if task is not None and task.lease == event.lease:
+        task = state.tasks[task.id] = replace(task, told_ms=state.now_ms)
+        if not event.checkpoint:
+            _note(state, event)
     if event.checkpoint:
-        _saved(state, task, event)
-    elif task is not None and task.lease == event.lease:
-        _note(state, event)
+        _saved(state, lease, task, event)
 
 
-def _saved(state: State, task: Task | None, event: TaskProgressed) -> None:
-    """Keep a checkpoint if it is further than what there is."""
+def _saved(state: State, lease: Lease, task: Task | None, event: TaskProgressed) -> None:
+    """Keep a checkpoint if it is further than what there is, or what there was is lost."""
     left = state.left.get(event.task)
     known = task or left
-    if event.step <= (known.step if known else 0):
+    began_anew = task is not None and _began_anew(lease, task, event)
+    if not began_anew and event.step <= (known.step if known else 0):
         if known is None or known.checkpoint != event.checkpoint:
             _refuse(state, event)
         return
@@ -63,6 +68,18 @@ def _saved(state: State, task: Task | None, event: TaskProgressed) -> None:
             task, checkpoint=event.checkpoint, step=event.step, saved_by=event.lease
         )
     _note(state, event)
+
+
+def _began_anew(lease: Lease, task: Task, event: TaskProgressed) -> bool:
+    """Whether a lease is behind the very checkpoint that it was given: that one was lost."""
+    if task.lease != lease.id or not 0 < event.step < task.step:
+        return False
+    return bool(task.checkpoint) and start_of(lease, task.id) == task.checkpoint
+
+
+def start_of(lease: Lease, task_id: TaskId) -> str:
+    """The checkpoint that a lease was given for one of its tasks, or nothing."""
+    return dict(zip(lease.tasks, lease.checkpoints, strict=False)).get(task_id, "")
 
 
 def _note(state: State, event: TaskProgressed) -> None:

@@ -141,6 +141,8 @@ class Task:
         avoid: the worker it failed on last; another is preferred.
         checkpoint, step: the newest tree that an attempt has left, and the step it goes on from.
         saved_by: the lease that left it; None if it came with the task.
+        told_ms: when the lease that holds it last said how far it is; 0 if it has not.
+        paid_s, paid_by: seconds of an attempt without a result that were paid for, and its lease.
     """
 
     spec: TaskSpec
@@ -160,6 +162,9 @@ class Task:
     checkpoint: str = ""
     step: int = 0
     saved_by: LeaseId | None = None
+    told_ms: int = 0
+    paid_s: float = 0.0
+    paid_by: LeaseId | None = None
 
     @property
     def id(self) -> TaskId:

@@ -10,6 +10,8 @@ Limits count failures, not retries: `ATTEMPT_LIMIT = 3` allows 3 attempts in tot
 | internal  | again; 2 attempts                                                           |
 | crash     | in half the batch; alone, the second crash fails it (poison)                |
 | lost      | at once and elsewhere, later with a back-off and alone; fails at 20 losses  |
+
+A loss does not count where the attempt has left a checkpoint: the task gets on.
 """
 
 from dataclasses import dataclass, replace

@@ -48,6 +48,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What an attempt that ended without a result has cost the runs that waited for it."""
+
+    runs: tuple[RunId, ...]
+    usd: float
+
+
+@dataclass(frozen=True, slots=True)
 class Progressed:
     """Progress that counted. `checkpoint` replaces what the task had before, if it is given."""
 
@@ -67,6 +75,7 @@ class Changes:
     granted: list[tuple[Lease, tuple[RunId, ...]]] = field(default_factory=list)
     ended: list[tuple[Lease, str]] = field(default_factory=list)
     accepted: list[Accepted] = field(default_factory=list)
+    spent: list[Spent] = field(default_factory=list)
     progressed: list[Progressed] = field(default_factory=list)
     #: Checkpoints that were told and are of no use: a newer one is known.
     stale: list[str] = field(default_factory=list)

@@ -28,7 +28,7 @@ from flowmesh.core.records import (
     TaskSpec,
     TaskStatus,
 )
-from flowmesh.core.state import Accepted, State
+from flowmesh.core.state import Accepted, Spent, State
 
 RETAIN_MS = 120_000
 #: Back-offs end on whole multiples of this, so that few distinct times are kept.
@@ -73,7 +73,7 @@ def unwant(state: State, step_id: StepId, *, checkpoint: bool = False) -> None:
         del state.wants[task_id][step_id]
         task = state.tasks[task_id]
         if not state.wants[task_id]:
-            _drop(state, task, checkpoint=checkpoint)
+            _drop(state, task, state.steps[step_id].run, checkpoint=checkpoint)
             continue
         if task.owner == step_id:
             task = state.tasks[task_id] = replace(task, owner=next(iter(state.wants[task_id])))
@@ -93,7 +93,9 @@ def _refile(state: State, task: Task) -> None:
     state.tasks[task.id] = moved
 
 
-def _drop(state: State, task: Task, *, checkpoint: bool) -> None:
+def _drop(state: State, task: Task, run: RunId, *, checkpoint: bool) -> None:
+    """The last run that wanted a task does so no longer, and pays for what was begun."""
+    _pay(state, task, (run,))
     _leave_place(state, task)
     del state.tasks[task.id]
     state.wants.pop(task.id, None)
@@ -119,7 +121,18 @@ def leased(state: State, task_id: TaskId, lease: LeaseId) -> None:
     task = state.tasks[task_id]
     assert task.status is TaskStatus.READY, task
     pool.withdraw(state, task)
-    state.tasks[task_id] = replace(task, status=TaskStatus.LEASED, lease=lease)
+    state.tasks[task_id] = replace(task, status=TaskStatus.LEASED, lease=lease, told_ms=0)
+
+
+def _pay(state: State, task: Task, runs: tuple[RunId, ...]) -> Task:
+    """An attempt ends without a result: it costs its time, as far as it was heard of."""
+    if task.lease is None or not task.told_ms:
+        return task
+    lease = state.leases[task.lease]
+    seconds = (task.told_ms - lease.granted_ms) / 1000 / len(lease.tasks)
+    usd = seconds * state.workers[lease.worker].usd_per_hour / 3600
+    state.changes.spent.append(Spent(runs, usd))
+    return replace(task, paid_s=seconds, paid_by=lease.id)
 
 
 def leave_lease(state: State, lease_id: LeaseId, task_id: TaskId, reason: str) -> None:
@@ -167,6 +180,8 @@ def _accept(
 ) -> None:
     worker = state.workers[worker_id]
     steps = tuple(state.wants[task.id])
+    # Of an attempt that was given up for lost, a part is paid already.
+    paid_s = task.paid_s if task.paid_by == result.lease else 0.0
     state.changes.accepted.append(
         Accepted(
             result=result,
@@ -176,7 +191,7 @@ def _accept(
             worker=worker_id,
             runs=waiting_runs(state, task.id),
             steps=steps,
-            usd=result.seconds * worker.usd_per_hour / 3600,
+            usd=max(0.0, result.seconds - paid_s) * worker.usd_per_hour / 3600,
             final=final,
         )
     )
@@ -253,8 +268,9 @@ def lost(state: State, lease_id: LeaseId, *, counts: bool) -> None:
     """A lease ends without results: its worker is gone. `counts`: it was not announced."""
     lease = state.leases[lease_id]
     for task_id in tuple(state.lease_left[lease_id]):
-        task = state.tasks[task_id]
-        if counts:
+        task = _pay(state, state.tasks[task_id], waiting_runs(state, task_id))
+        # What has got on does not kill its workers, however many it takes.
+        if counts and task.saved_by != lease_id:
             verdict = retry.after(task, Failure.LOST, len(lease.tasks))
         else:
             verdict = retry.Verdict(task, fails=False)

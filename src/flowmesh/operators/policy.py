@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from flowmesh.base.nearest import nearest
-from flowmesh.operators.train_params import Lora, NumericFormat
+from flowmesh.operators.train_params import CheckpointSteps, Lora, NumericFormat
 from flowmesh.spec.operator import Columns, Operator, ParamError, Params, Port
 
 _COLUMN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
@@ -23,7 +23,8 @@ METRICS_COLUMNS = (
 SUMMARY_COLUMNS = (
     *("method", "steps", "rollouts", "prompt_tokens", "completion_tokens", "signal_mean"),
     *("loss", "policy_loss", "value_loss", "kl", "clip_fraction", "entropy"),
-    *("old_logprobs", "effective_batch", "micro_batch", "seconds", "joules", "notes"),
+    *("old_logprobs", "effective_batch", "micro_batch", "resumed_from"),
+    *("seconds", "joules", "notes"),
 )
 _GROUP_ONLY = ("loss_type", "beta", "max_completion_length", "use_bias_correction_kl")
 _PPO_ONLY = (
@@ -100,15 +101,15 @@ class PolicyUpdateParams(Params):
         ),
     ] = Lora()
     loss_type: Annotated[
-        Literal["grpo", "bnpo", "dr_grpo"],
+        Literal["dapo", "grpo", "dr_grpo"],
         Field(
             description=(
-                "How the losses of tokens are joined: `grpo` by sequences, then over them; `bnpo`"
-                " over all tokens of the batch; `dr_grpo` by the constant"
+                "How the losses of tokens are joined: `dapo` over all tokens of the step; `grpo`"
+                " by sequences, then over them; `dr_grpo` by the constant"
                 " `max_completion_length`. For `group`."
             )
         ),
-    ] = "bnpo"
+    ] = "dapo"
     max_completion_length: Annotated[
         int, Field(ge=1, description="What `dr_grpo` divides by, in tokens. For `group`.")
     ] = 256
@@ -190,6 +191,7 @@ class PolicyUpdateParams(Params):
     dtype: Annotated[
         NumericFormat, Field(description="Numeric format of the passes; adapters are float32.")
     ] = "float32"
+    checkpoint_steps: CheckpointSteps = None
 
     @model_validator(mode="after")
     def _fit_the_method(self) -> Self:
@@ -321,5 +323,6 @@ POLICY_UPDATE = Operator(
     columns=_update_columns,
     engine=_update_engine,
     exact=lambda params: bool(params.dtype == "float32"),
+    limits=("checkpoint_steps",),
     resumable=True,
 )

@@ -141,13 +141,13 @@ class _PolicyParams(TrainParams):
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
-        drawn = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        drawn = self.effective_batch
         if drawn % self.num_generations:
             raise ParamError(
                 "num_generations",
-                f"`per_device_train_batch_size` x `gradient_accumulation_steps` is {drawn}"
-                f" completions a step, which {self.num_generations} do not divide; a step is made"
-                " of whole groups",
+                f"`per_device_train_batch_size` x `gradient_accumulation_steps` x `devices` is"
+                f" {drawn} completions a step, which {self.num_generations} do not divide; a step"
+                " is made of whole groups",
             )
         return self
 
@@ -210,7 +210,7 @@ SUMMARY = (
     "train_loss_best", "eval_loss_first", "eval_loss_last", "eval_loss_best", "reward_first",
     "reward_last", "kept_step", "tokens", "seconds", "joules", "trainable_parameters",
     "total_parameters", "rows", "eval_rows", "truncated_rows", "dropped_rows",
-    "max_length", "effective_batch", "micro_batch", "resumed_from",
+    "max_length", "effective_batch", "micro_batch", "devices", "resumed_from",
     "stopped_early", "notes", "versions",
 )  # fmt: skip
 
@@ -236,6 +236,7 @@ def _columns(params: TrainParams, tables: Mapping[str, Any], *, op: str) -> Mapp
 def _work(params: Mapping[str, Any]) -> float:
     """Rows that are gone through, as far as the parameters tell."""
     batch = params["per_device_train_batch_size"] * params["gradient_accumulation_steps"]
+    batch *= params["devices"]
     steps = params["max_steps"] or 100 * params["num_train_epochs"]
     return float(batch * steps * params.get("num_iterations", 1))
 
@@ -298,6 +299,7 @@ def _training(name: str, summary: str, params: type[Params], more: Mapping[str, 
         max_batch=1,
         limits=tuple(name for name in _LIMITS if name in params.model_fields),
         resumable=True,
+        devices=lambda params: int(params.devices),
     )
 
 

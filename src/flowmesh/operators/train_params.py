@@ -9,6 +9,17 @@ from flowmesh.spec.operator import ParamError, Params
 NumericFormat = Literal["float32", "bfloat16"]
 _ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _Batch = Annotated[int, Field(ge=1, le=4096)]
+CheckpointSteps = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=10**6,
+        description=(
+            "Steps between checkpoints; not given: what costs least, by what one takes and how"
+            " often workers of this kind are interrupted."
+        ),
+    ),
+]
 
 
 class Lora(BaseModel):
@@ -69,6 +80,17 @@ class TrainParams(Params):
     ] = 8
     gradient_accumulation_steps: Annotated[
         _Batch, Field(description="How many of these batches make one step.")
+    ] = 1
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description=(
+                "GPUs of one worker that train together, or processes where there is none; each"
+                " computes its own batches, which one step takes together."
+            ),
+        ),
     ] = 1
     lr_scheduler_type: Annotated[
         Literal["linear", "cosine", "constant", "constant_with_warmup"],
@@ -136,23 +158,19 @@ class TrainParams(Params):
             ),
         ),
     ] = None
-    checkpoint_steps: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            le=10**6,
-            description=(
-                "Steps between checkpoints; not given: what costs least, by what one takes and how"
-                " often workers of this kind are interrupted."
-            ),
-        ),
-    ] = None
+    checkpoint_steps: CheckpointSteps = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.warmup_steps and self.warmup_ratio:
             raise ParamError("warmup_ratio", "give either `warmup_steps` or `warmup_ratio`")
         return self
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows, or completions, that one step is made of."""
+        rows = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return rows * self.devices
 
 
 class LengthParams(TrainParams):

@@ -21,7 +21,9 @@ from flowmesh.runtimes.low_rank import Adapter, Update
 from flowmesh.runtimes.weights import ModelRefused, Weights, memory_errors
 from flowmesh.spec.action import Artifact
 
-_CONFIG, _TENSORS, _ORIGIN = "adapter_config.json", "adapter_model.safetensors", "flowmesh.json"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+#: Names the base in the trees that we make.
+ORIGIN = "flowmesh.json"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
@@ -68,9 +70,8 @@ def read_adapter(weights: Weights, folder: Path, name: str, model: str = "") -> 
 
     Raises AdapterRefused, MemoryError.
     """
-    config = _config(folder)
+    config = read_config(folder, model)
     _check_settings(config)
-    _check_base(folder, model)
     pairs = _pairs(folder)
     layers = dict(weights.model.named_modules())
     updates = {}
@@ -80,16 +81,29 @@ def read_adapter(weights: Weights, folder: Path, name: str, model: str = "") -> 
     return Adapter(name, updates)
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    if not (folder / _CONFIG).is_file() or not (folder / _TENSORS).is_file():
+def read_config(folder: Path, model: str = "") -> dict[str, Any]:
+    """The settings of a LoRA on a plain base: of `model`, if both name one.
+
+    Raises AdapterRefused.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / TENSORS).is_file():
         raise AdapterRefused(
-            f"this is not an adapter: a LoRA directory as PEFT writes it has {_CONFIG} and "
-            f"{_TENSORS}; give a whole model to the port `model`"
+            f"this is not an adapter: a LoRA directory as PEFT writes it has {CONFIG} and "
+            f"{TENSORS}; give a whole model to the port `model`"
         )
-    return _object(folder / _CONFIG)
+    config = _object(folder / CONFIG)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise AdapterRefused(f"this adapter is of the type {kind!r:.40}; only LORA is supported")
+    if (start := config.get("init_lora_weights", True)) not in _PLAIN_STARTS:
+        raise AdapterRefused(
+            f"this adapter began from {start!r:.40} and fits a changed base only; save it with "
+            "`path_initial_model_for_weight_conversion`, which makes a plain LoRA of it"
+        )
+    _check_base(folder, model)
+    return config
 
 
-def _object(path: Path) -> Mapping[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
@@ -100,9 +114,6 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 
 def _check_settings(config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise AdapterRefused(f"this adapter is of the type {kind!r:.40}; only LORA can be run here")
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise AdapterRefused(
@@ -110,11 +121,6 @@ def _check_settings(config: Mapping[str, Any]) -> None:
         )
     if config.get("bias", "none") != "none":
         raise AdapterRefused("this adapter changes biases; train it with bias='none'")
-    if (start := config.get("init_lora_weights", True)) not in _PLAIN_STARTS:
-        raise AdapterRefused(
-            f"this adapter began from {start!r:.40} and fits a changed base only; save it with "
-            "`path_initial_model_for_weight_conversion`, which makes a plain LoRA of it"
-        )
     for setting, value in config.items():
         if setting not in _SILENT and value:
             raise AdapterRefused(
@@ -124,9 +130,9 @@ def _check_settings(config: Mapping[str, Any]) -> None:
 
 
 def _check_base(folder: Path, model: str) -> None:
-    if not model or not (folder / _ORIGIN).is_file():
+    if not model or not (folder / ORIGIN).is_file():
         return
-    base = _object(folder / _ORIGIN).get("base")
+    base = _object(folder / ORIGIN).get("base")
     if base != model:
         raise AdapterRefused(
             f"this adapter was trained for another base model (tree {_short(base)}) than the one "
@@ -142,9 +148,9 @@ def _pairs(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """A and B by the name of their layer, as they lie in the file."""
     try:
         with memory_errors():
-            tensors = load_file(folder / _TENSORS)
+            tensors = load_file(folder / TENSORS)
     except SafetensorError as error:
-        raise AdapterRefused(f"the adapter's {_TENSORS} is damaged: {error}") from error
+        raise AdapterRefused(f"the adapter's {TENSORS} is damaged: {error}") from error
     halves: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         found = _KEY.fullmatch(key)
@@ -198,7 +204,7 @@ def _update(
     rank = _setting(config, "rank_pattern", "r", name)
     if rank != down.shape[0]:
         raise AdapterRefused(
-            f"the adapter's matrices for `{name}` have rank {down.shape[0]}, but {_CONFIG} says "
+            f"the adapter's matrices for `{name}` have rank {down.shape[0]}, but {CONFIG} says "
             f"{rank:g}"
         )
     alpha = _setting(config, "alpha_pattern", "lora_alpha", name)

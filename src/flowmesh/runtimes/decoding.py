@@ -183,7 +183,8 @@ class Decoder:
         name = row.request.adapter.name if row.request.adapter else ""
         noise = max(self.counts.noise, self._adapter_noise.get(name, 0.0))
         decision = settle(logits, sampling, step, noise)
-        if decision.settled:
+        # The first token behind a prompt of an adapter tells how much noise is its own.
+        if decision.settled and (not name or name in self._adapter_noise):
             return decision.token
         self.counts.recomputed += 1
         canonical = _whole(self._canonical_logits(row, number, cache))

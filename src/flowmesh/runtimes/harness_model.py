@@ -24,7 +24,7 @@ from flowmesh.operators.harness import HarnessParams
 from flowmesh.runtimes.decoding import Decoder, Request
 from flowmesh.runtimes.low_rank import Adapter
 from flowmesh.runtimes.rows import Row, TableError
-from flowmesh.runtimes.weights import BadPrompt, BrokenModel, Weights
+from flowmesh.runtimes.weights import TEMPLATE_DAY, BadPrompt, BrokenModel, Weights
 from flowmesh.spec.action import Usage
 
 _TEST, _FEWSHOT = "test", "fewshot"
@@ -112,6 +112,7 @@ class _Model(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                strftime_now=TEMPLATE_DAY.strftime,
             )
         )
 

@@ -15,11 +15,13 @@ import transformers
 from safetensors import safe_open
 
 from flowmesh.operators.adapters import ExportParams, MergeAdapterParams
+from flowmesh.runtimes.adapters import read_config
 from flowmesh.runtimes.base import Blobs, Done, Failed, FailureKind, Outcome, Work
-from flowmesh.runtimes.lora_trees import SCORER, attach, read_settings
+from flowmesh.runtimes.lora_trees import LANGUAGE_MODEL, SCORER, attach
 from flowmesh.runtimes.training.refused import Refused
 from flowmesh.runtimes.weights import (
     ModelRefused,
+    check_complete,
     check_folder,
     memory_errors,
     refusing_model,
@@ -101,23 +103,29 @@ def load_whole(folder: Path, *, scores: bool = False) -> Any:
         if scores or named.endswith("ForSequenceClassification"):
             auto = transformers.AutoModelForSequenceClassification
             more = {"num_labels": 1} if scores else {}
-        return auto.from_pretrained(
+        model, found = auto.from_pretrained(
             str(folder),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
             **more,
-        ).eval()
+        )
+    # The adapter of a model that scores brings the layer that does.
+    check_complete(model, found["missing_keys"], head="score" if scores else "")
+    return model.eval()
 
 
 def merged(base: Path, adapter: Path, *, digest: str) -> Any:
     """A model with an adapter's update in its weights; `digest` is the base's tree.
 
-    Raises ModelRefused, AdapterUnfit, Refused, MemoryError.
+    Raises ModelRefused, Refused, MemoryError.
     """
-    task = read_settings(adapter, base=digest).get("task_type")
-    adapted = attach(load_whole(base, scores=task == SCORER), adapter, base=digest)
+    scores = read_config(adapter, digest).get("task_type") == SCORER
+    task = SCORER if scores else LANGUAGE_MODEL
+    whole = load_whole(base, scores=scores)
+    adapted = attach(whole, adapter, base=digest, task=task, port="adapter")
     try:
         return adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:  # PEFT's word for weights that are not finite

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,24 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from flowmesh.runtimes.adapters import AdapterRefused, read_adapter
+from flowmesh.runtimes.adapters import (
+    CONFIG,
+    ORIGIN,
+    TENSORS,
+    AdapterRefused,
+    read_adapter,
+    read_config,
+)
 from flowmesh.runtimes.base import Blobs, Done, Engine, Failed, FailureKind, Outcome, Work
 from flowmesh.runtimes.low_rank import Adapter, Adapting
 from flowmesh.runtimes.refusal import Refusal
 from flowmesh.runtimes.weights import (
     DTYPES,
+    TEMPLATE_DAY,
     BadPrompt,
     BrokenModel,
     ModelRefused,
+    check_complete,
     check_folder,
     memory_errors,
     refusing_model,
@@ -37,9 +45,6 @@ from flowmesh.runtimes.weights import (
 )
 from flowmesh.spec.action import Action, Artifact, Result, Usage
 
-#: Chat templates that print the date get this one, or a result would depend on its day.
-_TEMPLATE_DAY = datetime(2025, 1, 1)
-_CONFIG, _TENSORS, _ORIGIN = "adapter_config.json", "adapter_model.safetensors", "flowmesh.json"
 #: The layer that scores, and its weight as PEFT saves it.
 _HEAD = "score"
 _HEAD_KEY = f"base_model.model.{_HEAD}.weight"
@@ -94,6 +99,7 @@ class Classifier:
                     dtype=DTYPES[dtype],
                     output_loading_info=True,
                 )
+        check_complete(self.model, found["missing_keys"], head=_HEAD)
         self.has_head = not found["missing_keys"]
         self.model.eval().to(self.device)
         config = self.model.config.get_text_config()
@@ -117,13 +123,15 @@ class Classifier:
         if scoring is None:
             yield
             return
-        own = getattr(self.model, _HEAD)
-        setattr(self.model, _HEAD, scoring.head or own)
+        own = getattr(self.model, _HEAD, None)
+        if scoring.head is not None:
+            setattr(self.model, _HEAD, scoring.head)
         try:
             with self._adapting.on([scoring.adapter]):
                 yield
         finally:
-            setattr(self.model, _HEAD, own)
+            if scoring.head is not None:
+                setattr(self.model, _HEAD, own)
 
     def labels(self, count: int) -> list[str]:
         """Names of the labels; those that nobody has named are called as transformers does."""
@@ -161,7 +169,7 @@ class Classifier:
             raise BadPrompt("this model has no chat template; set `chat: false`, or give `text`")
         try:
             tokens: list[int] = self.tokenizer.apply_chat_template(
-                list(messages), return_dict=True, strftime_now=_TEMPLATE_DAY.strftime
+                list(messages), return_dict=True, strftime_now=TEMPLATE_DAY.strftime
             )["input_ids"]
         except jinja2.TemplateError as error:
             raise BadPrompt(f"the model's chat template refuses the messages: {error}") from error
@@ -261,28 +269,24 @@ def _taken_apart(source: Path, plain: Path) -> torch.Tensor | None:
 
     Raises AdapterRefused.
     """
-    for name in (_CONFIG, _TENSORS):
-        if not (source / name).is_file():
-            raise AdapterRefused(f"this is not an adapter: it has no {name}")
-    try:
-        config = json.loads((source / _CONFIG).read_bytes())
-        with memory_errors():
-            tensors = load_file(source / _TENSORS)
-    except (ValueError, SafetensorError) as error:
-        raise AdapterRefused(f"the adapter is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("task_type") != "SEQ_CLS":
-        kind = config.get("task_type") if isinstance(config, dict) else None
+    config = read_config(source)
+    if (task := config.get("task_type")) != "SEQ_CLS":
         raise AdapterRefused(
-            f"this adapter was trained for {kind!r:.40}; one that scores is of SEQ_CLS, as "
+            f"this adapter was trained for {task!r:.40}; one that scores is of SEQ_CLS, as "
             "`reward_model` makes it"
         )
+    try:
+        with memory_errors():
+            tensors = load_file(source / TENSORS)
+    except SafetensorError as error:
+        raise AdapterRefused(f"the adapter's {TENSORS} is damaged: {error}") from error
     head = tensors.pop(_HEAD_KEY, None)
     kept = [one for one in config.get("modules_to_save") or () if one not in (_HEAD, "classifier")]
     config |= {"task_type": "CAUSAL_LM", "modules_to_save": kept or None}
-    (plain / _CONFIG).write_text(json.dumps(config))
-    save_file(tensors, plain / _TENSORS)
-    if (source / _ORIGIN).is_file():
-        (plain / _ORIGIN).write_bytes((source / _ORIGIN).read_bytes())
+    (plain / CONFIG).write_text(json.dumps(config))
+    save_file(tensors, plain / TENSORS)
+    if (source / ORIGIN).is_file():
+        (plain / ORIGIN).write_bytes((source / ORIGIN).read_bytes())
     return head
 
 

@@ -4,9 +4,10 @@ Loads nothing but safetensors and runs no code from a model's directory. Needs n
 """
 
 import inspect
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -25,7 +26,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from flowmesh.runtimes.low_rank import Adapter, AdapterCache, Adapting
 
 #: Chat templates that print the date get this one, or a result would depend on its day.
-_TEMPLATE_DAY = datetime(2025, 1, 1)
+TEMPLATE_DAY = datetime(2025, 1, 1)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -67,20 +68,23 @@ class Weights:
     def __init__(self, folder: Path, dtype: str) -> None:
         set_up_torch()
         check_folder(folder)
+        check_writes(folder)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.exact = dtype == "float32"
         with refusing_model():
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(folder), trust_remote_code=False, local_files_only=True
             )
-            self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.model, found = transformers.AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 attn_implementation="sdpa",
+                output_loading_info=True,
             )
+        check_complete(self.model, found["missing_keys"])
         self.model.eval().to(self.device)
         self._check_kind()
         self.adapter_cache = AdapterCache()
@@ -101,12 +105,15 @@ class Weights:
                 "runtime needs; decoder-only transformers such as Llama, Qwen or Gemma do"
             )
 
-    def adapted(self, adapters: Sequence[Adapter | None]) -> AbstractContextManager[None]:
+    @contextmanager
+    def adapted(self, adapters: Sequence[Adapter | None]) -> Iterator[None]:
         """Within it, row i of every pass is adapted by `adapters[i]`, or not if that is None.
 
         A single entry serves any number of rows. Adapters come from `adapters.load_adapter`.
+        Raises MemoryError.
         """
-        return self._adapting.on(adapters)
+        with memory_errors(), self._adapting.on(adapters):
+            yield
 
     def read(self, tokens: Sequence[int]) -> Prompt:
         """Read a prompt by itself. Raises MemoryError."""
@@ -168,7 +175,7 @@ class Weights:
                 list(messages),
                 add_generation_prompt=True,
                 return_dict=True,
-                strftime_now=_TEMPLATE_DAY.strftime,
+                strftime_now=TEMPLATE_DAY.strftime,
             )["input_ids"]
         except jinja2.TemplateError as error:
             raise BadPrompt(f"the model's chat template refuses the messages: {error}") from error
@@ -213,6 +220,39 @@ def check_folder(folder: Path) -> None:
         raise ModelRefused(
             "the model has no *.safetensors weights; other formats may carry code and are never "
             "loaded: save it with safe serialization, or import it by `flowmesh models add`"
+        )
+
+
+def check_writes(folder: Path) -> None:
+    """Refuse a model whose head scores: with its tied embeddings, it would still write something.
+
+    Raises ModelRefused.
+    """
+    with refusing_model():
+        config = json.loads((folder / "config.json").read_bytes())
+        named = str((config.get("architectures") or [""])[0])
+    if named.endswith("ForSequenceClassification"):
+        raise ModelRefused(
+            f"this is a {named:.80}, which scores and does not write; `reward` runs it, and to "
+            "write, give a causal language model"
+        )
+
+
+def check_complete(model: Any, missing: Collection[str], *, head: str = "") -> None:
+    """Refuse a model that lacks weights: the loader has made them up by chance.
+
+    Args:
+        missing: what the loader did not find in the files.
+        head: a layer that may be among them, as the caller sees to it.
+
+    Raises ModelRefused.
+    """
+    lacking = sorted(name for name in missing if not head or not name.startswith(f"{head}."))
+    if lacking:
+        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ModelRefused(
+            f"the model's files lack {lacking[0]}{others}, which a {type(model).__name__} has: "
+            "give the whole directory, or a model of that kind"
         )
 
 

@@ -287,6 +287,13 @@ class Client:
             raise DigestMismatch(want=wanted, got=got, source="the server")
         return data
 
+    def store_save(self, digest: Digest, to: Path) -> None:
+        """Write the bytes of a digest to a file. Raises NotFound, DigestMismatch."""
+        path, params = f"/v1/blobs/{digest.hash}", {"size": digest.size_bytes}
+        got = self.transport.download(path, to, params=params, timeout_s=600.0)
+        if got != digest:
+            raise DigestMismatch(want=digest, got=got, source="the server")
+
     def store_verify(self) -> StoreReport:
         """Read every blob of the store; damaged ones are set aside and named."""
         answer = self.transport.request("POST", "/v1/store/verify", timeout_s=_STORE_CARE_S)

@@ -64,26 +64,29 @@ class Output:
         a tree's folder is there and not empty.
         """
         folder = Path(directory)
+        if self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name:
+            raise SpecError(Problem(f"{self.name!r:.100} is no name for a file"))
         if self.artifact.kind == "tree":
             fetch_tree(self.client, Digest.parse(self.digest), folder / self.name)
             return folder / self.name
-        data = self.bytes()
-        place = folder / f"{self.name}{_ending(self, data)}"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{self.name}.{secrets.token_hex(4)}"
         try:
-            draft.write_bytes(data)
+            self.client.store_save(Digest.parse(self.digest), draft)
+            place = folder / f"{self.name}{_ending(self, draft)}"
             os.replace(draft, place)
         finally:
             draft.unlink(missing_ok=True)
         return place
 
 
-def _ending(output: Output, data: bytes) -> str:
+def _ending(output: Output, written: Path) -> str:
     """What the name of its file ends in: programs that show pictures go by it."""
     if output.artifact.kind == "table":
         return ".jsonl"
-    return ".png" if data.startswith(_PNG) and not output.name.endswith(".png") else ""
+    with written.open("rb") as file:
+        is_png = file.read(len(_PNG)) == _PNG
+    return ".png" if is_png and not output.name.endswith(".png") else ""
 
 
 class Run:

@@ -4,6 +4,7 @@ Every request may be sent again: runs carry an idempotency key, blobs are named 
 content, and the rest says the same twice. So whatever is lost on the way is just repeated.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from flowmesh.base.digest import Digest
 from flowmesh.base.errors import (
     AccessDenied,
     Conflict,
@@ -24,6 +26,7 @@ from flowmesh.base.errors import (
     Problem,
     SpecError,
     StoreError,
+    StoreFull,
     Unreachable,
 )
 from flowmesh.base.version import __version__
@@ -33,6 +36,7 @@ from flowmesh.wire import ErrorBody
 FIRST_CONTACT_S = 10.0
 _CONNECT_S = 5.0
 _PAUSE_S = (0.05, 2.0)
+_CHUNK_BYTES = 1 << 20
 #: Answers that a restart or a proxy in front of one gives.
 _PASSING = {502, 503, 504}
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -58,6 +62,7 @@ _ERRORS: Mapping[str, type[FlowMeshError]] = {
     LimitExceeded.code: LimitExceeded,
     NotFound.code: NotFound,
     StoreError.code: StoreError,
+    StoreFull.code: StoreFull,
     Unreachable.code: Unreachable,
     "blob_missing": NotFound,
     "digest_mismatch": StoreError,
@@ -118,6 +123,24 @@ class Transport:
         for failures in self._tries():
             try:
                 return self._once(method, path, body, params, timeout_s)
+            except NoServer:
+                raise
+            except Unreachable as error:
+                failures.append(error)
+            except httpx.TransportError as error:
+                failures.append(self._unreachable(error))
+        raise AssertionError("patience ends with an error")
+
+    def download(
+        self, path: str, to: Path, *, params: Mapping[str, Any], timeout_s: float = 60.0
+    ) -> Digest:
+        """Write the body of a good answer to a file, piece by piece; the digest of what came.
+
+        Raises as `request`.
+        """
+        for failures in self._tries():
+            try:
+                return self._downloaded(path, to, params, timeout_s)
             except NoServer:
                 raise
             except Unreachable as error:
@@ -191,6 +214,28 @@ class Transport:
             raise self._error(response)
         self._seen = True
         return response.content
+
+    def _downloaded(
+        self, path: str, to: Path, params: Mapping[str, Any], timeout_s: float
+    ) -> Digest:
+        client, url = self._connection()
+        hasher, size_bytes = hashlib.sha256(), 0
+        timeout = httpx.Timeout(timeout_s, connect=_CONNECT_S)
+        with client.stream("GET", url + path, params=params, timeout=timeout) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise self._error(response)
+            self._seen = True
+            try:
+                with to.open("wb") as file:
+                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                        hasher.update(chunk)
+                        size_bytes += len(chunk)
+                        file.write(chunk)
+            except OSError as error:
+                error.filename = error.filename or str(to)  # a full disk does not name it
+                raise
+        return Digest(hasher.hexdigest(), size_bytes)
 
     def _connection(self) -> tuple[httpx.Client, str]:
         if self._address is None:

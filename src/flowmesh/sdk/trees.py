@@ -38,22 +38,22 @@ def fetch_tree(client: "Client", tree: Digest, place: Path) -> None:
         NotFound: the tree or a file of it is not in the store, or not the tenant's.
         DigestMismatch: a file arrived damaged.
     """
+    place = place.absolute()  # beside `.` is not within it
     check_place(place)
     manifest = manifest_of(client, tree)
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".fetch-", dir=place.parent))
     try:
         for file in manifest.files:
-            data = client.transport.request(
-                "GET",
+            (draft / file.path).parent.mkdir(parents=True, exist_ok=True)
+            got = client.transport.download(
                 f"/v1/trees/{tree.hash}/{quote(file.path)}",
+                draft / file.path,
                 params={"size": tree.size_bytes},
                 timeout_s=_FILE_S,
             )
-            if (got := Digest.of(data)) != file.digest:
+            if got != file.digest:
                 raise DigestMismatch(want=file.digest, got=got, source="the server")
-            (draft / file.path).parent.mkdir(parents=True, exist_ok=True)
-            (draft / file.path).write_bytes(data)
         draft.chmod(0o755)
         check_place(place)  # it may have been filled meanwhile
         os.replace(draft, place)

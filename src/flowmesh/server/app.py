@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError
 from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
-from flowmesh.server import auth, blobs, models, problems, runs, schema, sync, trees
+from flowmesh.server import auth, blobs, limits, models, problems, runs, schema, sync, trees
 from flowmesh.server.access import Access
 from flowmesh.server.driver import Driver
 from flowmesh.server.local_workers import LocalWorkers, WorkerOptions
@@ -105,6 +105,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     for part in (runs, blobs, trees, models, sync):
         app.include_router(part.routes)
     problems.install(app)
+    app.add_middleware(limits.BodyLimit)
     app.add_middleware(_NoteRequests, state=app.state)
     app.add_middleware(auth.TokenGate, token=settings.token)
 

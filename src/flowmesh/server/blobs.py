@@ -5,6 +5,7 @@ made or used (`access.py`). A worker carries out everybody's tasks and reads eve
 """
 
 import asyncio
+import errno
 import hashlib
 import tempfile
 import time
@@ -22,6 +23,8 @@ from flowmesh.base.errors import (
     LimitExceeded,
     Problem,
     SpecError,
+    StoreError,
+    StoreFull,
 )
 from flowmesh.base.ids import WorkerId
 from flowmesh.server.auth import Tenant, TheDriver, WorkerName
@@ -33,6 +36,9 @@ from flowmesh.wire import Digests, StoreReport
 routes = APIRouter(prefix="/v1", tags=["store"])
 
 BLOB_LIMIT_BYTES = 64 << 30
+#: Of a digest that is asked for; its text has at most 18 decimals.
+Size = Annotated[int | None, Query(ge=0, lt=10**18)]
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -55,16 +61,33 @@ async def put(
 ) -> dict[str, str]:
     """Keep the body's bytes. Its SHA-256 must be `hex_hash`: who has the bytes may read them."""
     check_hash(hex_hash)
-    with tempfile.TemporaryDirectory(prefix="flowmesh-put-") as folder:
-        path = Path(folder) / "body"
-        got = await _receive(request, path)
-        if got.hash != hex_hash:
-            expected = Digest(hex_hash, got.size_bytes)
-            raise DigestMismatch(want=expected, got=got, source="the request's body")
-        await asyncio.to_thread(driver.store.put, path, got)
+    try:
+        with tempfile.TemporaryDirectory(prefix="flowmesh-put-") as folder:
+            path = Path(folder) / "body"
+            got = await _receive(request, path)
+            if got.hash != hex_hash:
+                expected = Digest(hex_hash, got.size_bytes)
+                raise DigestMismatch(want=expected, got=got, source="the request's body")
+            await asyncio.to_thread(driver.store.put, path, got)
+    except OSError as error:
+        raise _no_place(error) from error
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            raise _no_place(error.__cause__) from error
+        raise
     if not is_worker(driver, worker):
         await driver.access.grant(tenant, hex_hash)
     return {"digest": str(got)}
+
+
+def _no_place(error: OSError) -> StoreError:
+    """What a client is told where the server cannot write."""
+    if error.errno in _FULL:
+        return StoreFull(
+            f"the server has no room for this blob ({error.strerror}); make some with "
+            "`flowmesh store gc`, or give its disk more"
+        )
+    return StoreError(f"the server cannot keep this blob: {error.strerror or error}")
 
 
 async def _receive(request: Request, path: Path) -> Digest:
@@ -86,7 +109,7 @@ async def get(
     tenant: Tenant,
     driver: TheDriver,
     worker: WorkerName = "",
-    size: Annotated[int | None, Query(ge=0)] = None,
+    size: Size = None,
 ) -> StreamingResponse:
     """The bytes of a blob; `size` is known from its digest, or else looked up."""
     check_hash(hex_hash)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import BlobMissing, DigestMismatch
+from flowmesh.base.errors import BlobMissing, DigestMismatch, LimitExceeded, SpecError
 from flowmesh.base.names import name_and_tag
 from flowmesh.server.driver import Driver
 from flowmesh.server.lineage import Place, maker_of, node_of
@@ -101,10 +101,10 @@ def _made(driver: Driver, tenant: str, user: Place, digest: str, source: str) ->
 
 
 def _kind(driver: Driver, digest: str) -> ModelKind:
-    """A tree that is lost by now is taken for a model: most are."""
+    """A tree that is lost by now, or was none, is taken for a model: most are."""
     try:
         return kind_of(read_manifest(driver.store, Digest.parse(digest)))
-    except (BlobMissing, DigestMismatch):
+    except (BlobMissing, DigestMismatch, SpecError, LimitExceeded):
         return "model"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import StoreError
 from flowmesh.base.ids import LeaseId, TaskId, WorkerId
+from flowmesh.core.checkpoints import granted
 from flowmesh.core.events import ProgressForgotten, TaskProgressed
 from flowmesh.core.records import TaskStatus
 from flowmesh.server.ledger import Ledger
@@ -43,9 +44,11 @@ class Checkpoints:
 
     def events(self, request: SyncRequest, at_ms: int) -> Iterator[TaskProgressed]:
         """What of a worker's progress goes into the journal: all checkpoints, some of the rest."""
-        worker = WorkerId(request.info.worker)
+        worker, state = WorkerId(request.info.worker), self._ledger.plane.state
         for told in request.progress:
             task = TaskId(told.task)
+            if granted(state, LeaseId(told.lease), task, worker) is None:
+                continue  # nothing would come of it
             if not told.checkpoint:
                 if at_ms - self._noted_ms.get(task, -GAP_MS) < GAP_MS:
                     continue

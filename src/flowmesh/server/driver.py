@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing, Conflict, LimitExceeded, SpecError, StoreError
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
 from flowmesh.core.checkpoints import STOP_MS
@@ -43,6 +44,7 @@ from flowmesh.spec.operator import Operator
 from flowmesh.stores.base import BlobStore
 from flowmesh.stores.sqlite import Database
 from flowmesh.wire import (
+    COUNT_LIMIT,
     CreateRun,
     LeaseBody,
     LeaseStop,
@@ -247,6 +249,8 @@ class Driver:
         deadline = time.monotonic() + (min(wait_s, STOPPING_WAIT_S) if stopping else wait_s)
         leases = first = self._desired(worker)
         while not settled and not saved and not self.signals.closing:
+            if worker not in self.plane.state.workers:
+                break  # lost or gone since it asked: it hears that it runs nothing
             news.clear()
             leases = self._desired(worker)
             running = set(request.running) - stopping
@@ -420,10 +424,12 @@ def _task_result(report: TaskReport) -> TaskResult:
     ended = (LeaseId(report.lease), TaskId(report.task))
     if report.result is not None:
         try:
-            seconds = Result.decode(report.result).usage.seconds
-        except (msgspec.MsgspecError, RecursionError) as error:
+            result = Result.decode(report.result)
+            _check_artifacts(result)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             message = f"the worker's result cannot be read: {error}"
             return TaskResult(*ended, Failure.INTERNAL, message=message)
+        seconds = result.usage.seconds
         if math.isfinite(seconds) and seconds >= 0:
             return TaskResult(*ended, output=report.result, seconds=seconds)
         return TaskResult(*ended, Failure.INTERNAL, message=f"a task took {seconds} seconds")
@@ -432,3 +438,12 @@ def _task_result(report: TaskReport) -> TaskResult:
         return TaskResult(*ended, Failure.INTERNAL, message=message)
     failure = Failure(report.kind)
     return TaskResult(*ended, failure, "", report.message, report.detail, report.seconds)
+
+
+def _check_artifacts(result: Result) -> None:
+    """Raises ValueError for what would not fit into the tables, or names nothing."""
+    for text in result.digests():
+        Digest.parse(text)
+    for port, made in result.outputs.items():
+        if not -1 <= made.rows <= COUNT_LIMIT:
+            raise ValueError(f"its output {port!r} has {made.rows} rows")

@@ -136,6 +136,8 @@ def _assembled(step: StepId, run: RunId, record: AssembledRecord) -> Iterator[St
 def _of_changes(at_ms: int, decisions: Sequence[Decision], changes: Changes) -> Iterator[Statement]:
     for accepted in changes.accepted:
         yield from _accepted(at_ms, accepted)
+    for spent in changes.spent:
+        yield from _cost(spent.runs, spent.usd)
     yield from _of_progress(at_ms, changes)
     for step in changes.steps.values():
         yield _step(at_ms, step)
@@ -241,14 +243,19 @@ def _saved(run: RunId, usd: float) -> Statement:
     return "UPDATE runs SET saved_usd = saved_usd + ? WHERE run = ?", (usd, run)
 
 
-def _accepted(at_ms: int, accepted: Accepted) -> Iterator[Statement]:
-    """A result or a failed attempt; its cost is split equally among the runs that waited."""
-    result, runs = accepted.result, accepted.runs
-    share = accepted.usd / len(runs)
+def _cost(runs: Sequence[RunId], usd: float) -> Iterator[Statement]:
+    """What an attempt has cost, split equally among the runs that waited for it."""
+    share = usd / len(runs)
     for run_id in runs:
         yield "UPDATE runs SET usd = usd + ? WHERE run = ?", (share, run_id)
         if len(runs) > 1:
-            yield _saved(run_id, accepted.usd - share)
+            yield _saved(run_id, usd - share)
+
+
+def _accepted(at_ms: int, accepted: Accepted) -> Iterator[Statement]:
+    """A result or a failed attempt, and its cost."""
+    result, runs = accepted.result, accepted.runs
+    yield from _cost(runs, accepted.usd)
     if result.failure is None:
         where = (accepted.spec_pack, accepted.spec_line, accepted.batch_key)
         took = (at_ms, result.seconds, accepted.usd)

@@ -117,12 +117,13 @@ class Registry:
         return Weights(found.artifact.digest, found.kind, found.size_bytes, found.source, made)
 
     def _by_digest(self, digest: Digest, what: str) -> Weights:
-        if digest not in self._driver.store.has([digest]):
-            raise BlobMissing(digest, "the store")
-        access = self._driver.access
-        hidden = access.hidden_file(self._tenant, digest, self._driver.store)
-        if hidden is not None or not access.may_use(self._tenant, digest):
-            raise BlobMissing(hidden or digest, f"the store of tenant {self._tenant}")
+        access, store = self._driver.access, self._driver.store
+        where = f"the store of tenant {self._tenant}"
+        # In this order: whether others have something is not to be learnt here.
+        if not access.may_use(self._tenant, digest) or digest not in store.has([digest]):
+            raise BlobMissing(digest, where)
+        if (hidden := access.hidden_file(self._tenant, digest, store)) is not None:
+            raise BlobMissing(hidden, where)
         return self._described(digest, what, maker_of(self._driver, self._tenant, str(digest)))
 
     def _described(self, digest: Digest, what: str, place: Place | None) -> Weights:

@@ -28,7 +28,10 @@ class Signals:
         return self._workers.setdefault(worker, asyncio.Event())
 
     def forget_worker(self, worker: WorkerId) -> None:
-        self._workers.pop(worker, None)
+        """There will be no news for it; whoever waits for some is woken."""
+        event = self._workers.pop(worker, None)
+        if event is not None:
+            event.set()
 
     def run_changed(self, run: RunId, *, settled: bool) -> None:
         for watcher in self._watchers.get(run, ()):

@@ -6,21 +6,18 @@ Who may read a tree may read its files through it, and no other blob by its dige
 import asyncio
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing, NotFound
 from flowmesh.server.auth import Tenant, TheDriver, WorkerName
-from flowmesh.server.blobs import check_hash, is_worker, sized
+from flowmesh.server.blobs import Size, check_hash, is_worker, sized
 from flowmesh.server.driver import Driver
 from flowmesh.stores.trees import Manifest, read_manifest
 
 routes = APIRouter(prefix="/v1/trees", tags=["store"])
-
-Size = Annotated[int | None, Query(ge=0)]
 
 
 @lru_cache(16)

@@ -135,7 +135,7 @@ def _page(after: str | None) -> tuple[int, str]:
     if after is None:
         return 2**62, ""
     when, _, last = after.partition(":")
-    if not when.isdecimal() or not last:
+    if not (when.isascii() and when.isdecimal()) or len(when) > 18 or not last:
         raise SpecError(Problem(f"{after[:80]!r} is not what a page gave as its `next`"))
     return int(when), last
 

@@ -82,7 +82,11 @@ class Gating:
         return conditions.Known(
             inputs=[name for name, declared in inputs if isinstance(declared, PlainInput)],
             matrix=matrix,
-            steps=[name for name in self.outputs.names(scope) if name not in self.outputs.rounds],
+            steps=[
+                name
+                for name in self.outputs.names(scope)
+                if scope.holds(name) or name not in self.outputs.rounds
+            ],
             loop=(ROUND,) if scope.loop else (),
             hidden=self._hidden(),
         )

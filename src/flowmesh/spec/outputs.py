@@ -98,9 +98,11 @@ class Outputs:
             made += found
         return made
 
-    def is_collected(self, reference: Reference | None) -> bool:
+    def is_collected(self, reference: Reference | None, scope: Scope = OUTSIDE) -> bool:
         """Whether a reference means what all rounds of a loop have made."""
         if reference is None or reference.kind != "steps" or reference.name not in self.rounds:
+            return False
+        if scope.holds(reference.name):  # a step of the round may be called like a loop
             return False
         loop = self._loop(reference.name)
         return reference.port in loop.collect or not (reference.port or loop.carry)

@@ -117,7 +117,7 @@ class Wiring:
         """
         try:
             found = self._sources(declared, entry, plain)
-            if declared.arity != "list" and self.outputs.is_collected(whole(entry)):
+            if declared.arity != "list" and self.outputs.is_collected(whole(entry), plain.scope):
                 raise BadReference(
                     f"{entry} is the list of what every round made, and port {name!r} takes one "
                     f"here; join them with a `concat` step"

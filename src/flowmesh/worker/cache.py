@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,15 @@ class Cache:
         path = await asyncio.to_thread(self.store.path, digest)
         self._entries[key] = Entry(digest.size_bytes)
         await self._patiently(lambda: self._transport.upload(digest, path))
+        self._make_room(0)
+
+    def adopt(self, digests: Iterable[Digest]) -> None:
+        """Count blobs that a child has put here, and nobody will send, as what may be evicted."""
+        if self.shared:
+            return
+        for digest in digests:
+            if self.store.has([digest]):
+                self._entries.setdefault(Key("blob", digest), Entry(digest.size_bytes))
         self._make_room(0)
 
     def _tree_entry(self, digest: Digest, files: set[Digest], size_bytes: int) -> Entry:

@@ -56,6 +56,7 @@ class LocalBlobs:
         self._store, self._trees = store, trees
         self._scratch = Path()
         self._puts: list[str] = []
+        self._noting = threading.Lock()  # engines may put from threads of their own
 
     def enter(self, scratch: Path) -> None:
         """Before each batch: an engine keeps this object for as long as it lives."""
@@ -75,7 +76,8 @@ class LocalBlobs:
 
     def put(self, content: bytes | Path) -> Digest:
         digest = self._store.put(content)
-        self._puts.append(str(digest))
+        with self._noting:
+            self._puts.append(str(digest))
         return digest
 
     def put_tree(self, folder: Path) -> Digest:
@@ -87,7 +89,8 @@ class LocalBlobs:
 
     def taken(self) -> list[str]:
         """What was put since the last call."""
-        puts, self._puts = self._puts, []
+        with self._noting:
+            puts, self._puts = self._puts, []
         return puts
 
 

@@ -150,6 +150,10 @@ class Delivery:
             self._timer.cancel()
             self._timer = None
 
+    def close(self) -> None:
+        """Everything that was under way has ended."""
+        self._saving.close()
+
     def _send(self, digests: Iterable[str]) -> None:
         """Start to send what is not under way; the server has what it gave us itself."""
         for text in digests:
@@ -207,13 +211,18 @@ async def delivering(
     assignment: Assignment, tasks: Iterable[str], cache: Cache, pin: Pin
 ) -> AsyncIterator[Delivery]:
     """Deliver the outcomes of a batch of `tasks`; ends when all of them were reported."""
-    async with asyncio.TaskGroup() as group:
-        delivery = Delivery(assignment, tasks, cache, pin, group)
-        try:
-            yield delivery
-            delivery.flush()
-        finally:
-            delivery.stop()
+    delivery: Delivery | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            delivery = Delivery(assignment, tasks, cache, pin, group)
+            try:
+                yield delivery
+                delivery.flush()
+            finally:
+                delivery.stop()
+    finally:
+        if delivery is not None:
+            delivery.close()
 
 
 def shares(tokens: list[int], seconds: float) -> list[float]:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import BlobMissing, DigestMismatch, FlowMeshError
+from flowmesh.base.errors import (
+    BlobMissing,
+    DigestMismatch,
+    FlowMeshError,
+    LimitExceeded,
+    SpecError,
+)
 from flowmesh.runtimes.base import FailureKind
 from flowmesh.spec.action import Action, artifacts_of, task_of
 from flowmesh.spec.operator import Operator
@@ -59,10 +65,12 @@ class Executor:
         """Run a lease and report each of its tasks. Cancelled: kill what runs, report no more."""
         tasks: list[_Task] = []
         try:
-            with self._cache.pin() as pin:
+            # The server may let go of a checkpoint while we go on from it: unlike an input, what
+            # a result shares with it must be sent. So it has a pin of its own.
+            with self._cache.pin() as pin, self._cache.pin() as start:
                 tasks = await self._read(assignment, pin)
                 tasks, tree_bytes = await self._fetch(assignment, tasks, pin)
-                tasks = [await self._with_checkpoint(task, pin) for task in tasks]
+                tasks = await self._with_checkpoints(assignment, tasks, start)
                 async with self._slots:
                     # The lease may have become smaller while we waited.
                     tasks = [task for task in tasks if task.id in assignment.wanted]
@@ -148,16 +156,26 @@ class Executor:
             return _lack("an input of this task cannot be had", str(digest), error), 0
         return None, 0
 
-    async def _with_checkpoint(self, task: _Task, pin: Pin) -> _Task:
-        """Bring the checkpoint here; without it the task starts from its beginning."""
-        if not task.checkpoint:
-            return task
-        try:
-            await self._cache.tree(Digest.parse(task.checkpoint), pin)
-        except (FlowMeshError, ValueError) as error:
-            log.warning("task %s starts anew; its checkpoint is lost: %s", task.id[:12], error)
-            return replace(task, checkpoint="")
-        return task
+    async def _with_checkpoints(
+        self, assignment: Assignment, tasks: list[_Task], pin: Pin
+    ) -> list[_Task]:
+        """Bring the checkpoints here. Where one is lost for good its task starts anew.
+
+        Trouble that may pass, as a disk that is full, is none of these: the task does not run.
+        """
+        ready = []
+        for task in tasks:
+            try:
+                if task.checkpoint:
+                    await self._cache.tree(Digest.parse(task.checkpoint), pin)
+                ready.append(task)
+            except (BlobMissing, SpecError, LimitExceeded) as error:
+                log.warning("task %s starts anew; its checkpoint is lost: %s", task.id[:12], error)
+                ready.append(replace(task, checkpoint=""))
+            except FlowMeshError as error:
+                why = f"the checkpoint of this task cannot be had: {error}"
+                assignment.lacks(task.id, Lack(why))
+        return ready
 
     async def _execute(
         self, assignment: Assignment, tasks: list[_Task], tree_bytes: int, pin: Pin

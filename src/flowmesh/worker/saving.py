@@ -26,9 +26,12 @@ OnTrouble = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
+    """`puts` are the blobs that were put for it."""
+
     task: str
     tree: Digest
     step: int
+    puts: tuple[Digest, ...]
 
 
 class Saving:
@@ -53,7 +56,12 @@ class Saving:
         """A checkpoint, as `monitor.py` tells it."""
         self._unsent |= dict.fromkeys(frame["puts"])
         task = frame["task"]
-        self._next[task] = _Saved(task, Digest.parse(frame["saved"]), frame["step"])
+        passed_over = self._next.get(task)
+        puts = tuple(map(Digest.parse, frame["puts"]))
+        self._next[task] = _Saved(task, Digest.parse(frame["saved"]), frame["step"], puts)
+        if passed_over is not None:
+            waiting = {one for saved in self._next.values() for one in saved.puts}
+            self._cache.adopt(one for one in passed_over.puts if one not in waiting)
         if task not in self._senders:
             self._senders[task] = self._group.create_task(self._send_all(task))
 
@@ -72,6 +80,11 @@ class Saving:
         for tree in trees:
             found |= await asyncio.to_thread(blobs_of_tree, self._cache.store, tree)
         return [text for text in map(str, sorted(found)) if text in self._unsent]
+
+    def close(self) -> None:
+        """The batch is over: what was not sent until now never will be."""
+        self._cache.adopt(map(Digest.parse, self._unsent))
+        self._unsent.clear()
 
     async def _send_all(self, task: str) -> None:
         try:

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,6 +19,7 @@ from flowmesh.base.errors import (
     Problem,
     SpecError,
     StoreError,
+    StoreFull,
     Unreachable,
 )
 from flowmesh.base.version import __version__
@@ -112,18 +114,24 @@ class Transport:
             raise DigestMismatch(want=digest, got=got, source=self.server)
 
     async def upload(self, digest: Digest, source: Path) -> None:
-        """Send a blob; it is durable on the server when this returns. Raises Refused."""
+        """Send a blob; it is durable on the server when this returns.
+
+        Raises Refused, and StoreError where either side has trouble with its disk.
+        """
         try:
-            response = await self._client.put(
-                f"/v1/blobs/{digest.hash}",
-                content=_pieces(source),
-                headers={
-                    "content-type": "application/octet-stream",
-                    "content-length": str(digest.size_bytes),
-                },
-            )
+            with source.open("rb") as file:
+                response = await self._client.put(
+                    f"/v1/blobs/{digest.hash}",
+                    content=_pieces(file),
+                    headers={
+                        "content-type": "application/octet-stream",
+                        "content-length": str(digest.size_bytes),
+                    },
+                )
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
+        except OSError as error:
+            raise StoreError(f"cannot read {source}: {error.strerror or error}") from error
         self._check(response)
 
     async def close(self) -> None:
@@ -147,7 +155,7 @@ def verdict(response: httpx.Response, server: str) -> FlowMeshError | None:
     if response.status_code in (401, 403):
         wanted = "start the worker with the token of this server"
         return AccessDenied(f"{server} refused the access token; {wanted}")
-    if code in (StoreError.code, DigestMismatch.code):
+    if code in (StoreError.code, StoreFull.code, DigestMismatch.code):
         return StoreError(said)
     if response.is_server_error or response.status_code in _PASSING:
         return Unreachable(said)
@@ -163,7 +171,6 @@ def _problem(response: httpx.Response) -> tuple[str, str]:
     return body.code, body.detail
 
 
-async def _pieces(source: Path) -> AsyncIterator[bytes]:
-    with source.open("rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    while piece := file.read(CHUNK_BYTES):
+        yield piece

@@ -33,11 +33,13 @@ class Story:
 
     Attributes:
         log: the rows of `metrics` so far; the next step is the one behind them.
+        resumed_from: the steps at which it went on after an interruption.
         halvings: how often the micro-batch was halved, for want of memory.
         notes: what the summary tells.
     """
 
     log: list[Row] = field(default_factory=list)
+    resumed_from: list[int] = field(default_factory=list)
     halvings: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -51,17 +53,25 @@ def read_story(folder: Path) -> Story:
 
 
 class Keeper:
-    """Takes checkpoints of one update."""
+    """Takes checkpoints of one update.
+
+    Attributes:
+        saved_step: the step of the last one that is whole.
+    """
 
     def __init__(
         self, blobs: Blobs, monitor: Monitor, update: Update, prepared: Prepared, story: Story
     ) -> None:
         self._blobs, self._monitor, self._story = blobs, monitor, story
         self._update, self._prepared = update, prepared
+        self.saved_step = story.step
         self._cost_s = _GUESSED_COST_S
         self._since = time.monotonic()
 
     def is_due(self) -> bool:
+        every_steps = self._update.params.checkpoint_steps
+        if every_steps is not None:
+            return self._story.step - self.saved_step >= every_steps
         limit = interval_s(self._cost_s, self._monitor.interruptions_per_hour)
         return time.monotonic() - self._since >= limit
 
@@ -79,6 +89,7 @@ class Keeper:
             )
         else:
             self._cost_s = max(time.monotonic() - began, 1e-3)
+            self.saved_step = self._story.step
             self._monitor.saved(tree, self._story.step)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Carries out `policy_update`: loads the networks, takes the steps, writes what came of them."""
 
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -72,6 +73,8 @@ class PolicyEngine:
         except MemoryError:
             if story.halvings or given.per_device_train_batch_size % 2:
                 raise
+        # Only here has the frame of the failed attempt let go of its tensors.
+        gc.collect()
         # Once, and from where this attempt began: the same steps, computed in smaller parts.
         again = self._story(work)
         again.halvings = 1
@@ -79,8 +82,11 @@ class PolicyEngine:
         return self._update(work, _halved(given, 1), again)
 
     def _story(self, work: Work) -> Story:
-        checkpoint = work.checkpoint
-        return Story() if checkpoint is None else read_story(self._blobs.tree(checkpoint))
+        if work.checkpoint is None:
+            return Story()
+        story = read_story(self._blobs.tree(work.checkpoint))
+        story.resumed_from.append(story.step)
+        return story
 
     def _update(self, work: Work, params: PolicyUpdateParams, story: Story) -> Result:
         setting = _setting(work.action, self._blobs, params)
@@ -275,6 +281,7 @@ def _summary(update: Update, story: Story) -> Row:
         "old_logprobs": "given" if update.old_known else "recomputed",
         "effective_batch": params.batch_size,
         "micro_batch": params.per_device_train_batch_size,
+        "resumed_from": story.resumed_from,
         "notes": story.notes,
     }
     return row

@@ -19,7 +19,9 @@ from flowmesh.runtimes.policy.rollouts import Bounds, Rollout
 from flowmesh.runtimes.training.models import lora_config
 from flowmesh.runtimes.weights import (
     ModelRefused,
+    check_complete,
     check_folder,
+    check_writes,
     memory_errors,
     refusing_model,
     set_up_torch,
@@ -153,7 +155,7 @@ class Source:
 def load_policy(source: Source, lora: Lora | None, *, seed: int, half: bool) -> Policy:
     """The policy to train: its adapter, or all of it where `lora` is None.
 
-    Raises ModelRefused, AdapterUnfit, MemoryError.
+    Raises ModelRefused, Refused, MemoryError.
     """
     model = _load_writer(source.folder)
     if lora is None and source.adapter is None:
@@ -173,7 +175,7 @@ def load_critic(source: Source, lora: Lora | None, policy: Policy, *, seed: int)
 
     With an adapter it shares the frozen weights of the policy, whose base it has.
 
-    Raises ModelRefused, AdapterUnfit, MemoryError.
+    Raises ModelRefused, Refused, MemoryError.
     """
     model = _load_scorer(source.folder)
     if lora is None and source.adapter is None:
@@ -187,7 +189,8 @@ def load_critic(source: Source, lora: Lora | None, policy: Policy, *, seed: int)
 def _adapted(model: Any, source: Source, lora: Lora | None, task: str, seed: int) -> Any:
     model.requires_grad_(False)
     if source.adapter is not None:
-        adapted = attach(model, source.adapter, base=source.digest, task=task)
+        port = "value" if task == SCORER else "adapter"
+        adapted = attach(model, source.adapter, base=source.digest, task=task, port=port)
     else:
         assert lora is not None, source
         with torch.random.fork_rng():
@@ -199,8 +202,10 @@ def _adapted(model: Any, source: Source, lora: Lora | None, task: str, seed: int
 def _load_writer(folder: Path) -> Any:
     set_up_torch()
     check_folder(folder)
+    check_writes(folder)
     with refusing_model():
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **_PLAIN)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(str(folder), **_PLAIN)
+    check_complete(model, report["missing_keys"])
     missing = {"position_ids", "logits_to_keep"} - set(inspect.signature(model.forward).parameters)
     if missing:
         raise ModelRefused(
@@ -217,6 +222,7 @@ _PLAIN = {
     "trust_remote_code": False,
     "local_files_only": True,
     "attn_implementation": "sdpa",
+    "output_loading_info": True,
 }
 
 
@@ -225,8 +231,9 @@ def _load_scorer(folder: Path) -> Any:
     check_folder(folder)
     with refusing_model(), torch.random.fork_rng():
         model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(folder), num_labels=1, output_loading_info=True, **_PLAIN
+            str(folder), num_labels=1, **_PLAIN
         )
+    check_complete(model, report["missing_keys"], head="score")
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise ModelRefused(
             f"{type(model).__name__} has no layer `score`, which a value model needs here; "

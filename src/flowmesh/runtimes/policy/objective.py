@@ -34,13 +34,13 @@ def lengths_mask(lengths: Tensor, width: int) -> Tensor:
 def token_shares(lengths: Tensor, loss_type: str, max_completion_length: int) -> Tensor:
     """`[rows]`: what a token of each row counts for in the loss of its mini-batch.
 
-    `grpo` gives each row the same weight, `bnpo` each token, and `dr_grpo` each token by a
+    `grpo` gives each row the same weight, `dapo` each token, and `dr_grpo` each token by a
     constant, so that long completions are not favoured. As TRL's GRPO trainer has them.
     """
     rows = float(lengths.numel())
     if loss_type == "grpo":
         return 1.0 / (lengths.float() * rows)
-    total = float(lengths.sum()) if loss_type == "bnpo" else rows * max_completion_length
+    total = float(lengths.sum()) if loss_type == "dapo" else rows * max_completion_length
     return torch.full_like(lengths, 1.0 / total, dtype=torch.float32)
 
 

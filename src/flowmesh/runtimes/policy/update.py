@@ -254,7 +254,7 @@ class Update:
 
     def _shares(self, lengths: Tensor) -> Tensor:
         # PPO takes the mean over tokens, as TRL's trainer did.
-        loss_type = self.params.loss_type if self.critic is None else "bnpo"
+        loss_type = self.params.loss_type if self.critic is None else "dapo"
         return token_shares(lengths, loss_type, self.params.max_completion_length)
 
     def _learn_values(

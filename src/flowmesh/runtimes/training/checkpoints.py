@@ -1,8 +1,8 @@
 """Checkpoints: when they are taken, and how a trainer's folder becomes a tree of the store.
 
-The trainer writes its folder in place, file after file. It counts once its tree is whole, and
-the folder is removed then. Torch's own files in it are read back as weights only: nothing is
-unpickled that could run.
+The trainer writes its folder in place, file after file. It counts once its tree is whole; the
+folder stays until the next one is, for an attempt that runs out of memory. Torch's own files in
+it are read back as weights only: nothing is unpickled that could run.
 """
 
 import errno
@@ -10,15 +10,15 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from flowmesh.base.digest import Digest
 from flowmesh.runtimes.base import Blobs, Monitor
+from flowmesh.runtimes.training import team
 
 #: What the resume needs of a trainer's folder; the tokenizer and the arguments it does not.
 _NEEDED = (
@@ -32,6 +32,11 @@ _NEEDED = (
 )
 _STATE_FILE = "flowmesh.json"
 BEST_FILE = "best.safetensors"
+#: The folder of the last checkpoint that is whole, in the directory of an attempt.
+WHOLE = "whole"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: safetensors passes the system's words on; torch tells no more than that it wrote too little.
+_FULL_WORDS = ("No space left on device", "iostream error", "] . unexpected pos ")
 #: Of a first checkpoint, until one was measured.
 _GUESSED_COST_S = 1.0
 _S_PER_HOUR = 3600.0
@@ -52,12 +57,12 @@ class Story:
 
     Attributes:
         resumed_from: the steps at which it went on after an interruption.
-        halvings: how often the micro-batch was halved, for want of memory.
+        micro_batch: rows that are computed at once, where memory was too short for those asked.
         notes: what the summary tells.
     """
 
     resumed_from: list[int] = field(default_factory=list)
-    halvings: int = 0
+    micro_batch: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -79,7 +84,6 @@ class Keeper:
 
     Attributes:
         saved_step: the step of the last one that is whole.
-        last: its tree.
     """
 
     def __init__(
@@ -90,7 +94,6 @@ class Keeper:
         self._cost_s = _GUESSED_COST_S
         self._since = time.monotonic()
         self.saved_step = 0
-        self.last: Digest | None = None
 
     def is_due(self, step: int) -> bool:
         if self._every_steps is not None:
@@ -99,28 +102,38 @@ class Keeper:
         return time.monotonic() - self._since >= limit
 
     def save(self, trainer: transformers.Trainer, model: Any) -> None:
-        """Take one. A disk that is full costs this checkpoint only, and is noted."""
-        step = trainer.state.global_step
-        root = Path(trainer.args.output_dir)
-        folder = root / f"checkpoint-{step}"
+        """Take one. A disk that is full costs this checkpoint only, and is noted.
+
+        All processes of a training write to one folder; the first makes the tree.
+        """
+        step, root = trainer.state.global_step, Path(trainer.args.output_dir)
         began = time.monotonic()
-        try:
-            # TRL's own would write a model card too.
-            transformers.Trainer._save_checkpoint(trainer, model, None)
-            tree = self._blobs.put_tree(self._packed(folder, root / BEST_FILE))
-        except Exception as error:  # whatever library hit the full disk, in its own words
-            if not is_disk_full(error):
-                raise
+        # TRL's own would write a model card too.
+        well = _written(lambda: transformers.Trainer._save_checkpoint(trainer, model, None))
+        well = team.all_well(well)
+        if team.is_first():
+            folder = root / f"checkpoint-{step}"
+            well = well and _written(lambda: self._keep(folder, step))
+            shutil.rmtree(folder, ignore_errors=True)
+        self._since = time.monotonic()
+        self._cost_s = max(self._since - began, 1e-3)
+        if team.is_first() and not well:
+            shutil.rmtree(root / WHOLE, ignore_errors=True)  # room for the next one
             self._story.note(
                 f"the disk was full at step {step}: that checkpoint was not kept, the one of step"
                 f" {self.saved_step} was"
             )
-            return
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._since = time.monotonic()
-        self._cost_s = max(self._since - began, 1e-3)
-        self.saved_step, self.last = step, tree
+
+    def _keep(self, folder: Path, step: int) -> None:
+        root = folder.parent
+        tree = self._blobs.put_tree(self._packed(folder, root / BEST_FILE))
+        whole, old = root / WHOLE, root / "old"
+        # Renamed, not removed: whoever looks finds a whole folder or none.
+        if whole.exists():
+            whole.rename(old)
+        folder.rename(whole)
+        shutil.rmtree(old, ignore_errors=True)
+        self.saved_step = step
         self._monitor.saved(tree, step)
 
     def _packed(self, folder: Path, best: Path) -> Path:
@@ -138,10 +151,21 @@ class Keeper:
         return folder
 
 
+def _written(write: Callable[[], None]) -> bool:
+    """Whether there was room on the disk for it."""
+    try:
+        write()
+    except Exception as error:  # whatever library hit the full disk, in its own words
+        if not is_disk_full(error):
+            raise
+        return False
+    return True
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error, whatever it was turned into on its way."""
     return any(
-        getattr(one, "errno", None) == errno.ENOSPC or "No space left on device" in str(one)
+        getattr(one, "errno", None) in _FULL or any(words in str(one) for words in _FULL_WORDS)
         for one in _chain(error)
     )
 

@@ -1,14 +1,17 @@
 """The engine of the training operators: one task, from its action to its artifacts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from flowmesh.runtimes.base import Blobs, Done, Failed, FailureKind, Outcome, Work
-from flowmesh.runtimes.rows import TableError
+from flowmesh.runtimes.base import Blobs, Outcome, Work
+from flowmesh.runtimes.training.attempts import Start, train
 from flowmesh.runtimes.training.isolation import isolated
 from flowmesh.runtimes.training.job import Job
-from flowmesh.runtimes.training.refused import Refused, Unfinished
-from flowmesh.runtimes.weights import ModelRefused
+from flowmesh.runtimes.training.launch import launched
+from flowmesh.runtimes.training.outcomes import outcome_of
+from flowmesh.spec.action import Result
 
 
 def open_trainer(blobs: Blobs, inputs: Mapping[str, Any], engine: str) -> "TrainingEngine":
@@ -24,15 +27,17 @@ class TrainingEngine:
 
     def run(self, batch: Sequence[Work]) -> Iterator[Outcome]:
         for work in batch:
-            yield self._outcome(work)
+            yield outcome_of(work.task, partial(self._train, work))
 
-    def _outcome(self, work: Work) -> Outcome:
+    def _train(self, work: Work) -> Result:
+        blobs = self._blobs
+
+        def here(start: Start, folder: Path) -> Result:
+            made = Job(work.action, work.monitor, blobs, start, folder).run()
+            assert made is not None, work.task
+            return made
+
+        if work.action.params["devices"] > 1:
+            return train(work, blobs, lambda start, home: launched(work, blobs, start, home))
         with isolated():
-            try:
-                return Done(work.task, Job(work, self._blobs).run())
-            except (Refused, ModelRefused, TableError) as error:
-                return Failed(work.task, FailureKind.INPUT, str(error))
-            except MemoryError as error:
-                return Failed(work.task, FailureKind.MEMORY, str(error) or "out of memory")
-            except Unfinished as error:
-                return Failed(work.task, FailureKind.INTERNAL, str(error))
+            return train(work, blobs, here)

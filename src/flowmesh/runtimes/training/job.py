@@ -1,6 +1,5 @@
 """One training: read, check, build TRL's trainer, let it run, and keep what it made."""
 
-import gc
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,62 +12,53 @@ from transformers import PrinterCallback, set_seed
 
 from flowmesh.operators.train import PARAMS
 from flowmesh.operators.train_params import TrainParams
-from flowmesh.runtimes.base import Blobs, Stopped, Work
+from flowmesh.runtimes.base import Blobs, Monitor, Stopped
+from flowmesh.runtimes.lora_trees import LANGUAGE_MODEL, SCORER, read_start
 from flowmesh.runtimes.rows import Row, store_table
-from flowmesh.runtimes.training import data, lengths, models, outputs, rewards, settings
-from flowmesh.runtimes.training.checkpoints import BEST_FILE, Keeper, Story, read_story, step_of
+from flowmesh.runtimes.training import data, lengths, models, outputs, rewards, settings, team
+from flowmesh.runtimes.training.attempts import Start
+from flowmesh.runtimes.training.checkpoints import BEST_FILE, Keeper
 from flowmesh.runtimes.training.curve import draw_curve
 from flowmesh.runtimes.training.refused import Refused, Unfinished
 from flowmesh.runtimes.training.resuming import Resumable
 from flowmesh.runtimes.training.trainers import KINDS
 from flowmesh.runtimes.training.watch import Watch, best_evaluation, has_lost_patience
 from flowmesh.runtimes.weights import memory_errors
-from flowmesh.spec.action import Artifact, Result, Usage
+from flowmesh.spec.action import Action, Artifact, Result, Usage
 
 
 class Job:
-    """A task's training. What it learns of the data and the model serves all of its tries."""
+    """One attempt at a task's training, in this process; of several, each makes it alike."""
 
-    def __init__(self, work: Work, blobs: Blobs) -> None:
-        self._work, self._blobs = work, blobs
-        self._op = work.action.op
+    def __init__(
+        self, action: Action, monitor: Monitor, blobs: Blobs, start: Start, folder: Path
+    ) -> None:
+        self._action, self._monitor, self._blobs, self._folder = action, monitor, blobs, folder
+        self._op = action.op
         self._kind = KINDS[self._op]
-        params = PARAMS[self._op].model_validate(work.action.params)
+        params = PARAMS[self._op].model_validate(action.params)
         assert isinstance(params, TrainParams), params
         self._params: Any = params
         self._model = self._artifact("model")
-        self._checkpoint = blobs.tree(work.checkpoint) if work.checkpoint else None
-        self._story = Story()
-        if self._checkpoint is not None:
-            self._story = read_story(self._checkpoint)
-            self._story.resumed_from.append(step_of(self._checkpoint))
+        self._checkpoint, self._story = start.checkpoint, start.story
 
-    def run(self) -> Result:
-        """Raises Refused, ModelRefused, Stopped, MemoryError, Unfinished."""
+    def run(self) -> Result | None:
+        """What was made; None in a process that does not speak for all.
+
+        Raises Refused, ModelRefused, Stopped, MemoryError, Unfinished.
+        """
         self._prepare()
-        try:
-            with memory_errors():
-                return self._try()
-        except MemoryError as error:
-            if not self._can_halve():
-                raise
-            shortage = str(error) or "out of memory"
-        # Only here has the frame of the failed try let go of its tensors.
-        gc.collect()
-        self._story.halvings = 1
-        self._story.note(
-            f"{shortage}: went on with half the micro-batch and twice the accumulation"
-        )
-        with memory_errors():
-            return self._try()
-
-    def _can_halve(self) -> bool:
-        half, odd = divmod(self._params.per_device_train_batch_size, 2)
-        return not self._story.halvings and not odd and half >= self._kind.least_batch
+        with memory_errors(), ExitStack() as leaving:
+            keeper = Keeper(self._blobs, self._monitor, self._story, self._params.checkpoint_steps)
+            watch = Watch(self._params, self._monitor, keeper, evaluates=self._eval is not None)
+            rewarding = self._rewarding(leaving) if self._kind.draws else {}
+            trainer = self._trainer(watch, rewarding, keeper)
+            self._train_on(trainer, watch)
+            return self._result(trainer) if team.is_first() else None
 
     def _prepare(self) -> None:
         """Check whatever can be checked before weights are loaded. Raises Refused."""
-        params, action = self._params, self._work.action
+        params, action = self._params, self._action
         if "adapter" in action.inputs and params.lora is None:
             raise Refused("`lora: null` trains the whole model, so no `adapter` can go on with it")
         if self._kind.draws:
@@ -103,8 +93,7 @@ class Job:
 
     def _check_groups(self, rows: data.Rows) -> None:
         params = self._params
-        drawn = params.per_device_train_batch_size * params.gradient_accumulation_steps
-        prompts = drawn // params.num_generations
+        prompts = params.effective_batch // params.num_generations
         if len(rows.rows) < prompts:
             raise Refused(
                 f"`data` has {len(rows.rows)} prompts, and a step takes {prompts}; give more, or"
@@ -112,29 +101,15 @@ class Job:
             )
 
     def _artifact(self, port: str) -> Artifact:
-        bound = self._work.action.inputs[port]
+        bound = self._action.inputs[port]
         assert isinstance(bound, Artifact), bound
         return bound
 
-    # One try
-
-    def _try(self) -> Result:
-        params, monitor = self._params, self._work.monitor
-        keeper = Keeper(self._blobs, monitor, self._story, params.checkpoint_steps)
-        watch = Watch(params, monitor, keeper, evaluates=self._eval is not None)
-        with ExitStack() as leaving:
-            folder = self._blobs.scratch()
-            leaving.callback(shutil.rmtree, folder, ignore_errors=True)
-            rewarding = self._rewarding(folder, leaving) if self._kind.draws else {}
-            trainer = self._trainer(folder, watch, rewarding, keeper)
-            self._train_on(trainer, watch, folder)
-            return self._result(trainer, folder)
-
-    def _train_on(self, trainer: Any, watch: Watch, folder: Path) -> None:
+    def _train_on(self, trainer: Any, watch: Watch) -> None:
         """Until the last step, an early stop, or a stop that the monitor asked for."""
-        checkpoint = self._checkpoint
-        if checkpoint is not None and (checkpoint / BEST_FILE).exists():
-            shutil.copyfile(checkpoint / BEST_FILE, folder / BEST_FILE)
+        checkpoint, best = self._checkpoint, self._folder / BEST_FILE
+        if checkpoint is not None and (checkpoint / BEST_FILE).exists() and team.is_first():
+            shutil.copyfile(checkpoint / BEST_FILE, best)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if watch.stopped:
             raise Stopped
@@ -146,16 +121,14 @@ class Job:
             raise Unfinished(
                 f"the trainer ended at step {state.global_step} of {state.max_steps}, unasked"
             )
-        if (folder / BEST_FILE).exists():
-            best = load_file(folder / BEST_FILE)
-            trainer.model.load_state_dict(best, strict=False)
+        if best.exists() and team.is_first():
+            trainer.model.load_state_dict(load_file(best), strict=False)
 
-    def _trainer(
-        self, folder: Path, watch: Watch, rewarding: dict[str, Any], keeper: Keeper
-    ) -> Any:
+    def _trainer(self, watch: Watch, rewarding: dict[str, Any], keeper: Keeper) -> Any:
         """TRL's trainer. Raises Refused for settings that it refuses."""
         kind, params = self._kind, self._params
-        shared = settings.common(params, folder, halvings=self._story.halvings)
+        micro_batch = self._story.micro_batch or params.per_device_train_batch_size
+        shared = settings.common(params, self._folder, micro_batch=micro_batch)
         config = kind.config(**{**shared, **kind.more(params, self._max_length)})
         config._n_gpu = min(config.n_gpu, 1)
         set_seed(params.seed)
@@ -193,13 +166,12 @@ class Job:
         params = self._params
         if params.lora is None:
             return model, {}, None
-        if "adapter" not in self._work.action.inputs:
+        if "adapter" not in self._action.inputs:
             config = models.lora_config(params.lora, model, scores=self._kind.scores)
             return model, {"peft_config": config}, None
         folder = self._blobs.tree(self._artifact("adapter").address)
-        start = models.read_adapter(
-            folder, self._model.digest, port="adapter", scores=self._kind.scores
-        )
+        task = SCORER if self._kind.scores else LANGUAGE_MODEL
+        start = read_start(folder, base=self._model.digest, task=task, port="adapter")
         if self._kind.compares and params.reference == "base":
             return model, {"peft_config": start.config}, start
         return models.adapt(model, start), {}, None
@@ -210,11 +182,11 @@ class Job:
         numbered = [{**row, rewards.ROW: first + n} for n, row in enumerate(rows.rows)]
         return datasets.Dataset.from_list(numbered)
 
-    def _rewarding(self, folder: Path, leaving: ExitStack) -> dict[str, Any]:
+    def _rewarding(self, leaving: ExitStack) -> dict[str, Any]:
         """The trainer's arguments about rewards. Raises Refused, ModelRefused."""
         funcs: list[Any] = []
         readers: list[Any] = []
-        inputs = self._work.action.inputs
+        inputs = self._action.inputs
         if "reward_model" in inputs or "reward_adapter" in inputs:
             model, reader = self._scorer()
             funcs.append(model)
@@ -222,7 +194,7 @@ class Job:
         if self._params.function is not None:
             extras = [*self._train.rows.extras, *(self._eval.rows.extras if self._eval else ())]
             source = self._blobs.path(self._artifact("file").address)
-            home = folder / "rewards"
+            home = self._folder / f"rewards-{team.rank()}"
             home.mkdir()
             function = rewards.RewardFunction(
                 source, self._params, extras, home=home, alone=not funcs
@@ -234,7 +206,7 @@ class Job:
 
     def _scorer(self) -> tuple[Any, Any]:
         """The model that scores, with the tokenizer that it reads with."""
-        inputs = self._work.action.inputs
+        inputs = self._action.inputs
         base = self._artifact("reward_model" if "reward_model" in inputs else "model")
         folder = self._blobs.tree(base.address)
         if "reward_adapter" not in inputs:
@@ -243,13 +215,14 @@ class Job:
         model = models.load_model(folder, scores=True, pad_token=tokenizer.pad_token_id)
         if "reward_adapter" in inputs:
             place = self._blobs.tree(self._artifact("reward_adapter").address)
-            start = models.read_adapter(place, base.digest, port="reward_adapter", scores=True)
+            start = read_start(place, base=base.digest, task=SCORER, port="reward_adapter")
             model = models.adapt(model, start).merge_and_unload()
         return model.eval().requires_grad_(False), tokenizer
 
     # What is kept
 
-    def _result(self, trainer: Any, folder: Path) -> Result:
+    def _result(self, trainer: Any) -> Result:
+        folder = self._folder
         op, params, log = self._op, self._params, trainer.state.log_history
         made: dict[str, Artifact] = {}
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -266,7 +239,7 @@ class Job:
         made["summary"] = store_table(self._blobs, [summary], tuple(summary))
         draw_curve(op, log, folder / "loss.png")
         made["loss_curve"] = Artifact("file", str(self._blobs.put(folder / "loss.png")))
-        near = params.dtype != "float32" or self._story.halvings
+        near = params.dtype != "float32" or self._story.micro_batch
         usage = Usage(prompt_tokens=summary["tokens"], joules=summary["joules"])
         return Result(outputs=made, numerics="near" if near else "exact", usage=usage)
 
@@ -289,8 +262,9 @@ class Job:
             "truncated_rows": sum(part.truncated for part in parts),
             "dropped_rows": sum(part.dropped for part in parts),
             "max_length": self._max_length,
-            "effective_batch": micro * args.gradient_accumulation_steps,
+            "effective_batch": params.effective_batch,
             "micro_batch": micro,
+            "devices": params.devices,
             "resumed_from": self._story.resumed_from,
             "stopped_early": state.global_step < state.max_steps,
             "notes": self._story.notes,

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,12 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from flowmesh.base.nearest import nearest
 from flowmesh.operators.train_params import Lora
 from flowmesh.runtimes.training.refused import Refused
-from flowmesh.runtimes.weights import check_folder, refusing_model
+from flowmesh.runtimes.weights import TEMPLATE_DAY, check_complete, check_folder, refusing_model
 
-#: Of the file in an adapter's tree that names its base.
-ORIGIN_FILE = "flowmesh.json"
-#: Chat templates that print the date get this one, or a result would depend on its day.
-_TEMPLATE_DAY = datetime(2025, 1, 1)
 _NO_LIMIT = 2**31
 #: PEFT's names of what a model does, by whether it scores.
 _TASKS = {False: "CAUSAL_LM", True: "SEQ_CLS"}
@@ -47,7 +41,7 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.apply_chat_template = partial(
-        tokenizer.apply_chat_template, strftime_now=_TEMPLATE_DAY.strftime
+        tokenizer.apply_chat_template, strftime_now=TEMPLATE_DAY.strftime
     )
     return tokenizer
 
@@ -62,15 +56,17 @@ def load_model(folder: Path, *, scores: bool, pad_token: int) -> Any:
     if scores:
         auto, more = transformers.AutoModelForSequenceClassification, {"num_labels": 1}
     with refusing_model():
-        model = auto.from_pretrained(
+        model, found = auto.from_pretrained(
             str(folder),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
             attn_implementation="sdpa",
+            output_loading_info=True,
             **more,
         )
+    check_complete(model, found["missing_keys"], head="score" if scores else "")
     model.config.get_text_config().pad_token_id = pad_token
     return model
 
@@ -136,33 +132,6 @@ def _check_targets(lora: Lora, model: Any) -> None:
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 found = nearest(target, linear)
                 raise Refused(f"`lora.{field}`: the model has no module {target!r}{found}")
-
-
-def read_adapter(folder: Path, base: str, *, port: str, scores: bool) -> StartAdapter:
-    """An adapter's tree, checked to be one of the model `base` for this task. Raises Refused."""
-    for name in ("adapter_config.json", "adapter_model.safetensors", ORIGIN_FILE):
-        if not (folder / name).is_file():
-            raise Refused(f"`{port}`: this is no adapter of FlowMesh: it has no {name}")
-    made_for = json.loads((folder / ORIGIN_FILE).read_bytes()).get("base")
-    if made_for != base:
-        raise Refused(
-            f"`{port}` was made for the base model {made_for}, and `model` is {base}; go on from"
-            " the base that it was made for"
-        )
-    config = json.loads((folder / "adapter_config.json").read_bytes())
-    if config.get("peft_type") != "LORA":
-        raise Refused(f"`{port}`: expected a LoRA adapter, found {config.get('peft_type')!r}")
-    if config.get("task_type") != _TASKS[scores]:
-        raise Refused(
-            f"`{port}`: expected an adapter for {_TASKS[scores]}, found one for"
-            f" {config.get('task_type')}; those that `reward_model` makes score, all others write"
-        )
-    with refusing_model():
-        weights = load_file(folder / "adapter_model.safetensors")
-        built = LoraConfig.from_pretrained(str(folder))
-    built.inference_mode = False
-    built.base_model_name_or_path = None  # it is loaded already
-    return StartAdapter(built, weights)
 
 
 def adapt(model: Any, start: StartAdapter) -> PeftModel:

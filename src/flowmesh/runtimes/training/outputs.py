@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from flowmesh.base.digest import canonical
 from flowmesh.operators.train import SUMMARY, TRL_METRICS, metrics_columns
+from flowmesh.runtimes.adapters import CONFIG, ORIGIN, TENSORS
 from flowmesh.runtimes.rows import Row
-from flowmesh.runtimes.training.models import ORIGIN_FILE
 from flowmesh.runtimes.training.watch import JOULES, SECONDS, TOKENS, evaluated, trained
 
 #: Of a model's directory: what is written anew, and what is never carried over.
@@ -28,14 +28,15 @@ def write_adapter(model: PeftModel, base: str, folder: Path) -> None:
     """PEFT's layout, and the digest of the base that it belongs to."""
     folder.mkdir()
     weights = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
-    _save_weights(weights, folder / "adapter_model.safetensors")
+    _save_weights(weights, folder / TENSORS)
     config = model.peft_config["default"].to_dict()
     config |= {"inference_mode": True, "base_model_name_or_path": ""}
-    # PEFT holds names in sets, whose order varies from process to process.
-    plain = {key: _plain(value) for key, value in config.items()}
-    text = json.dumps(plain, indent=2, sort_keys=True)
-    (folder / "adapter_config.json").write_text(text + "\n")
-    (folder / ORIGIN_FILE).write_bytes(canonical({"base": base}))
+    # PEFT holds names in sets, whose order varies from process to process. Of patterns the
+    # first that fits a layer counts, so theirs is kept.
+    plain = {key: _plain(config[key]) for key in sorted(config)}
+    text = json.dumps(plain, indent=2)
+    (folder / CONFIG).write_text(text + "\n")
+    (folder / ORIGIN).write_bytes(canonical({"base": base}))
 
 
 def write_model(model: Any, base: Path, folder: Path) -> None:

@@ -8,21 +8,26 @@ import torch
 
 from flowmesh.operators.train_params import TrainParams
 
+#: Seconds that processes wait for each other: as long as a slow reward takes. One that has died is
+#: seen at once, by other means.
+_PATIENCE_S = 2 * 86_400
 
-def common(params: TrainParams, folder: Path, *, halvings: int) -> dict[str, Any]:
+
+def common(params: TrainParams, folder: Path, *, micro_batch: int) -> dict[str, Any]:
     """Arguments that all configurations of TRL take.
 
     Logs come at every step: `metrics` takes means of them, so that a window which was cut by
     an interruption gives the same row. When to evaluate and to save, `watch` decides.
 
     Args:
-        halvings: how often the micro-batch is halved, for want of memory.
+        micro_batch: rows that are computed at once; it divides those that are asked for.
     """
     cuda = torch.cuda.is_available()
+    parts = params.per_device_train_batch_size // micro_batch
     return {
         "output_dir": str(folder),
-        "per_device_train_batch_size": params.per_device_train_batch_size >> halvings,
-        "gradient_accumulation_steps": params.gradient_accumulation_steps << halvings,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": params.gradient_accumulation_steps * parts,
         "per_device_eval_batch_size": params.per_device_eval_batch_size,
         "num_train_epochs": params.num_train_epochs,
         "max_steps": params.max_steps or -1,
@@ -47,6 +52,10 @@ def common(params: TrainParams, folder: Path, *, halvings: int) -> dict[str, Any
         "log_level": "error",
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": cuda,
+        # Otherwise gradients are laid out anew after the first step, also after the first of a
+        # resume, and three processes add them up in another order.
+        "ddp_find_unused_parameters": True,
+        "ddp_timeout": _PATIENCE_S,
     }
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from flowmesh.operators.train_params import TrainParams
 from flowmesh.runtimes.base import Monitor, Progress
+from flowmesh.runtimes.training import team
 from flowmesh.runtimes.training.checkpoints import BEST_FILE, Keeper
 from flowmesh.runtimes.training.energy import Meter
 from flowmesh.runtimes.training.refused import Diverged
@@ -18,6 +19,8 @@ from flowmesh.runtimes.training.refused import Diverged
 #: Keys that we add to the trainer's log, which its checkpoints carry.
 SECONDS, JOULES, TOKENS = "flowmesh_seconds", "flowmesh_joules", "flowmesh_tokens"
 _EVALUATIONS = 10
+#: What may be wished for at the end of a step.
+_GO_ON, _SAVE, _STOP = range(3)
 
 Log = list[dict[str, Any]]
 
@@ -79,10 +82,15 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         control.should_save = False
         if last or step % self._stride:
             return
+        wish = team.agreed(self._wish(step))
+        control.should_save = wish >= _SAVE
+        if wish == _STOP:
+            self.stopped = control.should_training_stop = True
+
+    def _wish(self, step: int) -> int:
         if self._monitor.stopping:
-            self.stopped = control.should_save = control.should_training_stop = True
-        else:
-            control.should_save = self._keeper.is_due(step)
+            return _STOP
+        return _SAVE if self._keeper.is_due(step) else _GO_ON
 
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         entry = state.log_history[-1]
@@ -97,7 +105,8 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         patience = self._params.early_stopping_patience
         if patience is None:
             return
-        if best_evaluation(state.log_history)["step"] == state.global_step:
+        best = best_evaluation(state.log_history)["step"]
+        if best == state.global_step and team.is_first():
             weights = {
                 name: one.detach().clone().contiguous()
                 for name, one in self.trainer.model.named_parameters()

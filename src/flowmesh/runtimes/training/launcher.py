@@ -1,0 +1,21 @@
+"""`accelerate launch`, in a process that dies with the one that started it.
+
+python -m flowmesh.runtimes.training.launcher PARENT ARGUMENTS...
+"""
+
+import os
+import sys
+
+from accelerate.commands import launch
+
+from flowmesh.runtimes.training.dying import LAUNCHER_VARIABLE, die_with
+
+
+def main(parent: int, arguments: list[str]) -> None:
+    die_with(parent)
+    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    launch.launch_command(launch.launch_command_parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
