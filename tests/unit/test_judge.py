@@ -168,6 +168,7 @@ def test_what_is_no_verdict_fails_or_is_null() -> None:
     with pytest.raises(BadPrompt) as caught:
         read_written(task_of(JUDGE, given), ["I like rivers"])
     assert "'I like rivers'" in str(caught.value) and "'3'" in str(caught.value)
+    assert "`invalid: 'null'`" in str(caught.value)  # a bare null would be refused
     found = read_written(task_of(JUDGE, given | {"invalid": "null"}), ["I like rivers"])
     params = JudgeParams.model_validate(given)
     assert JUDGE.shape(params, [found], 0) == [

@@ -119,12 +119,12 @@ def test_no_rows_give_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "params", "words"),
     [
-        (rollouts(a=[1.0, 2.0], b=[1.0]), {}, "row 1 is alone in its group"),
+        (rollouts(a=[1.0, 2.0], b=[1.0]), {}, "row 2 is alone in its group"),
         ([{"prompt_tokens": [1]}] * 2, {}, "no column 'reward'"),
         ([{"reward": 1.0}] * 2, {}, "no column 'prompt_tokens'"),
-        ([{"prompt_tokens": [1], "reward": x} for x in (1.0, None)], {}, "row 1: 'reward' is None"),
-        ([{"prompt_tokens": [1], "reward": x} for x in (True, 1.0)], {}, "row 0: 'reward' is True"),
-        ([{"prompt_tokens": [1], "reward": "3"}] * 2, {}, "row 0: 'reward' is '3'"),
+        ([{"prompt_tokens": [1], "reward": x} for x in (1.0, None)], {}, "row 2: 'reward' is None"),
+        ([{"prompt_tokens": [1], "reward": x} for x in (True, 1.0)], {}, "row 1: 'reward' is True"),
+        ([{"prompt_tokens": [1], "reward": "3"}] * 2, {}, "row 1: 'reward' is '3'"),
         ([{"prompt_tokens": [1], "reward": 10**400}] * 2, {}, "a finite number is expected"),
         (
             [{"prompt_tokens": [1], "reward": 1.0, "advantage": 0}] * 2,

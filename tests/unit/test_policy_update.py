@@ -337,16 +337,16 @@ def test_no_rollouts_are_refused(blobs: DirBlobs, model: Artifact) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"advantage": None}, "row 2: 'advantage' is None"),
-        ({"completion_tokens": []}, "row 2: 'completion_tokens' is []"),
-        ({"prompt_tokens": "hello"}, "row 2: 'prompt_tokens' is 'hello'"),
+        ({"advantage": None}, "row 3: 'advantage' is None"),
+        ({"completion_tokens": []}, "row 3: 'completion_tokens' is []"),
+        ({"prompt_tokens": "hello"}, "row 3: 'prompt_tokens' is 'hello'"),
         ({"completion_tokens": [1, 1.5]}, "holds 1.5, which is no token id"),
         ({"completion_tokens": [5, 99_999]}, "holds the token 99999, but the model's vocabulary"),
         ({"completion_tokens": [-1]}, "holds the token -1"),
         ({"completion_tokens": [5] * CONTEXT_TOKENS}, f"context holds {CONTEXT_TOKENS}"),
         ({"logprobs": {"tokens": [], "logprobs": [-1.0]}}, "'logprobs' has 1 values"),
-        ({"logprobs": "none"}, "row 2: 'logprobs' is 'none'"),
-        ({"logprobs": {"logprobs": ["a"]}}, "row 2: 'logprobs' is"),
+        ({"logprobs": "none"}, "row 3: 'logprobs' is 'none'"),
+        ({"logprobs": {"logprobs": ["a"]}}, "row 3: 'logprobs' is"),
     ],
 )
 def test_rows_that_can_not_be_read_are_refused(

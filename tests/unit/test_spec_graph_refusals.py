@@ -73,7 +73,12 @@ REFUSED = {
     "nested key": (
         f"a: {{{WRITE}, messages: [\n  {{role: user, content: x, contents: x}}]}}",
         1,
-        "unknown key 'contents'",
+        "unknown key 'contents'; did you mean 'content'?",
+    ),
+    "nested key without a near one": (
+        "a: {op: sft, data: '${inputs.rows}', model: m,\n  lora: {rank: 4}}",
+        1,
+        "unknown key 'rank'; known: lora_alpha, lora_dropout, modules_to_save, r, target_modules,",
     ),
     "parameter that refers to nothing": (
         f"a: {{{WRITE}, prompt: x,\n  samples: '${{inputs.m}}'}}",

@@ -153,5 +153,5 @@ def _unread(text: str, words: Sequence[str]) -> str:
     shown = shown if len(shown) <= _SHOWN else f"...{shown[-_SHOWN:]}"
     return (
         f"the judge gave no verdict: expected a last line `Verdict: ...` with one of {words}; it "
-        f"wrote {shown!r}. Raise `max_tokens`, take `method: choose`, or set `invalid: null`"
+        f"wrote {shown!r}. Raise `max_tokens`, take `method: choose`, or set `invalid: 'null'`"
     )

@@ -4,9 +4,9 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -209,10 +209,30 @@ def _parameter_problems(
             known = [*parameter_names(op), *op.inputs, *RESERVED]
             message = f"unknown parameter {key!r} of {op.name}{nearest(key, known)}"
         else:
-            message = f"unknown key {key!r}"
+            message = f"unknown key {key!r}{nearest(key, _nested_keys(op, place[:-1]))}"
         yield positions.problem(message, *path, *place)
     else:
         yield positions.problem(in_words(errors), *path, *place)
+
+
+def _nested_keys(op: Operator, place: Path) -> set[str]:
+    """The keys that an object at `place` within the parameters may have."""
+    types: list[Any] = [op.params]
+    for key in place:
+        types = [
+            model.model_fields[key].annotation if key in model.model_fields else model
+            for model in _models_in(types)
+        ]
+    return {name for model in _models_in(types) for name in model.model_fields}
+
+
+def _models_in(types: Iterable[Any]) -> Iterator[type[BaseModel]]:
+    """The objects that these annotations are made of: unions, lists and maps looked into."""
+    for one in types:
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            yield one
+        else:
+            yield from _models_in(get_args(one))
 
 
 def parameter_names(op: Operator) -> list[str]:

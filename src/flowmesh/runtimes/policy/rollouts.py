@@ -48,7 +48,7 @@ def read_rollouts(
             raise TableError(f"the roll-outs have no column {name!r}: {hint}")
     signals = numbers(table, signal)
     found = []
-    for number, row in enumerate(table.rows):
+    for number, (row, reward_or_advantage) in enumerate(zip(table.rows, signals, strict=True), 1):
         prompt = _tokens(row, number, "prompt_tokens", bounds)
         completion = _tokens(row, number, "completion_tokens", bounds)
         length = len(prompt) + len(completion)
@@ -58,14 +58,14 @@ def read_rollouts(
                 f"{bounds.context}; leave it out, or draw with fewer `max_tokens`"
             )
         logprobs = _logprobs(row, number, len(completion))
-        found.append(Rollout(prompt, completion, signals[number], logprobs))
+        found.append(Rollout(prompt, completion, reward_or_advantage, logprobs))
     return found
 
 
 def numbers(table: Table, column: str) -> list[float]:
     """A column of finite numbers. Raises TableError."""
     found = []
-    for number, row in enumerate(table.rows):
+    for number, row in enumerate(table.rows, 1):
         value = row.get(column)
         if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
             raise TableError(
