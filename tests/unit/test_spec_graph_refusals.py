@@ -76,9 +76,9 @@ REFUSED = {
         "unknown key 'contents'; did you mean 'content'?",
     ),
     "nested key without a near one": (
-        "a: {op: sft, data: '${inputs.rows}', model: m,\n  lora: {rank: 4}}",
+        f"a: {{{WRITE}, messages: [\n  {{role: user, content: x, from: x}}]}}",
         1,
-        "unknown key 'rank'; known: lora_alpha, lora_dropout, modules_to_save, r, target_modules,",
+        "unknown key 'from'; known: content, role",
     ),
     "parameter that refers to nothing": (
         f"a: {{{WRITE}, prompt: x,\n  samples: '${{inputs.m}}'}}",

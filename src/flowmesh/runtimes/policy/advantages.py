@@ -80,8 +80,9 @@ def _groups(table: Table, by: Sequence[str]) -> list[list[int]]:
     for members in groups.values():
         if len(members) < 2:
             raise TableError(
-                f"row {members[0] + 1} is alone in its group (rows with equal {', '.join(by)}), and "
-                "there is nothing to compare it with; draw `samples: 2` or more for each prompt"
+                f"row {members[0] + 1} is alone in its group (rows with equal {', '.join(by)}),"
+                " and there is nothing to compare it with; draw `samples: 2` or more for each"
+                " prompt"
             )
     return list(groups.values())
 
