@@ -24,7 +24,7 @@ def submit(running: Fabric, tenant: str, rows: list[dict[str, Any]], **parameter
 
 
 def add_model(running: Fabric, path: Path) -> None:
-    running.client().add_model("tiny", ModelSource(path=str(path)))
+    running.client().add_model("tiny", ModelSource(path=str(path)), shared=True)
 
 
 def ask(running: Fabric, sql: str) -> list[tuple[Any, ...]]:

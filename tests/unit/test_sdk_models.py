@@ -105,6 +105,7 @@ def test_what_is_no_model_is_refused_without_a_trace(
         (ModelSource(package="clicc"), "did you mean 'click'?"),
         (ModelSource(path="pickled"), "pickled' holds no *.safetensors weights"),
         (ModelSource(path="bare"), "bare' is not a model: the folder has no config.json"),
+        (ModelSource(path="lora"), "lora' holds an adapter, and only whole models"),
         (ModelSource(path="nowhere"), "there is no model at"),
     ],
 )
@@ -115,6 +116,8 @@ def test_what_cannot_be_a_model_is_known_before_anything_is_made(
         (tmp_path / name).mkdir()
         (tmp_path / name / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "pickled" / "config.json").write_text("{}")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     fault = check_source(source, tmp_path)
     assert fault is not None
     assert words in fault[1]

@@ -78,6 +78,11 @@ def check_source(source: ModelSource, base: Path) -> tuple[str, str] | None:
         if not path.exists():
             return "path", f"there is no model at {str(path)!r}"
         if path.is_dir() and not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                return "path", (
+                    f"{str(path)!r} holds an adapter, and only whole models can be imported; "
+                    "merge it into its base first, as PEFT's merge_and_unload does"
+                )
             return "path", f"{str(path)!r} is not a model: the folder has no config.json"
         if path.is_dir() and not any(path.glob("*.safetensors")):
             return "path", (
