@@ -45,7 +45,10 @@ def follow(run: Run) -> RunView:
             if stage and quarter > told.get(step.step, 0):
                 told[step.step] = quarter
                 place = step.step.partition(".")[0] if "." in step.step else ""
-                say(f"  {view.seconds:5.0f} s  {place:11}{stage}: {unit} {done}/{total}{more}")
+                how = (
+                    "made before" if step.tasks.reused == total else f"{unit} {done}/{total}{more}"
+                )
+                say(f"  {view.seconds:5.0f} s  {place:11}{stage}: {how}")
 
     return run.wait(tell)
 

@@ -114,6 +114,28 @@ def test_models_by_name(client: Client) -> None:
         client.add_model("x", ModelSource(package="no-such-package"))
 
 
+def test_an_adapter_of_ones_own_gets_a_name_and_comes_back(server: str, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    with Client(server, token="secret", home=str(tmp_path / "home")) as one:
+        made = one.add_model("mine", ModelSource(path=str(folder)))
+        assert made.kind == "adapter"
+        back = one.download_model("mine", tmp_path / "back")
+        again = one.add_model("mine@again", ModelSource(path=str(back)))
+        assert again.artifact == made.artifact
+        one.remove_model("mine")
+
+
+def test_a_home_may_be_text(tmp_path: Path) -> None:
+    with Client("http://127.0.0.1:1", home=str(tmp_path)) as one:
+        assert one.home == tmp_path
+    with Client("http://127.0.0.1:1", home="~/flow") as one:
+        assert one.home == Path.home() / "flow"
+
+
 def test_a_model_that_the_server_does_not_know_is_told_at_its_line(
     client: Client, tmp_path: Path
 ) -> None:

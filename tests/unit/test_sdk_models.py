@@ -75,6 +75,42 @@ def test_a_model_is_made_once_and_again_when_it_changes(
     assert importer(notes).tree(source, tmp_path, there).digest != first.digest
 
 
+def test_an_adapter_is_copied_as_it_is(
+    tmp_path: Path, importer: Callable[[list[str]], ModelImporter]
+) -> None:
+    """So that what was downloaded is the same tree again; what trainers leave stays behind."""
+    pytest.importorskip("safetensors")
+    folder = tmp_path / "lora"
+    (folder / "checkpoint-10").mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    there = Destination(tmp_path / "store", is_local=True)
+    source = ModelSource(path="lora")
+    assert check_source(source, tmp_path) is None
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    (folder / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    without = importer([]).tree(source, tmp_path, there)
+    names = ["adapter_config.json", "adapter_model.safetensors"]
+    manifest = read_manifest(there.store, Digest.parse(without.digest))
+    assert [file.path for file in manifest.files] == names
+    for name in names:
+        digest = next(file.digest for file in manifest.files if file.path == name)
+        assert there.store.read(digest) == (folder / name).read_bytes()
+
+    (folder / "flowmesh.json").write_text('{"base":"sha256:x"}')
+    origin = importer([]).tree(source, tmp_path, there)
+    files = read_manifest(there.store, Digest.parse(origin.digest)).files
+    assert [file.path for file in files] == [*names, "flowmesh.json"]
+
+    (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(SpecError, match="the type 'IA3'; only LORA"):
+        importer([]).tree(source, tmp_path, there)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"a pickle")
+    with pytest.raises(SpecError, match="is not a safetensors file"):
+        importer([]).tree(source, tmp_path, there)
+
+
 def test_a_store_that_lost_a_file_is_given_it_again(
     tmp_path: Path, model: Path, importer: Callable[[list[str]], ModelImporter]
 ) -> None:
@@ -104,8 +140,8 @@ def test_what_is_no_model_is_refused_without_a_trace(
         (ModelSource(package="click"), "package 'click' holds no model"),
         (ModelSource(package="clicc"), "did you mean 'click'?"),
         (ModelSource(path="pickled"), "pickled' holds no *.safetensors weights"),
-        (ModelSource(path="bare"), "bare' is not a model: the folder has no config.json"),
-        (ModelSource(path="lora"), "lora' holds an adapter, and only whole models"),
+        (ModelSource(path="bare"), "bare' is neither a model nor an adapter: the folder has no"),
+        (ModelSource(path="lora"), "lora' holds no adapter_model.safetensors weights"),
         (ModelSource(path="nowhere"), "there is no model at"),
     ],
 )

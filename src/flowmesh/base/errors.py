@@ -6,6 +6,7 @@
   + AccessDenied         no token, or not yours (exit code 2)
   + Conflict             the same key, another request (exit code 2)
   + StoreError           bytes could not be read or written
+    - StoreInUse         another process has it
     - StoreFull          the store has no room for more
     - BlobMissing        the store does not hold this digest
     - DigestMismatch     a copy is damaged; it is set aside, never returned
@@ -99,6 +100,12 @@ class Unreachable(FlowMeshError):
 class StoreError(FlowMeshError):
     code = "store"
     http_status = 502
+
+
+class StoreInUse(StoreError):
+    """Another process has the store, and only one may."""
+
+    code = "store_in_use"
 
 
 class StoreFull(StoreError):

@@ -47,7 +47,7 @@ def list_models(app: App) -> None:
 @models.command()
 @click.argument("name")
 @click.option("--package", help="An installed Python package that carries the model.")
-@click.option("--path", help="A model's folder, or a *.gguf file.")
+@click.option("--path", help="A model's or adapter's folder, or a *.gguf file.")
 @click.option("--hub", help="A repository on the Hugging Face hub; needs --revision.")
 @click.option("--revision", help="With --hub: the commit, 40 hex digits.")
 @click.option("--tag", help="Which tag of NAME it becomes; `latest` without it.")
@@ -63,10 +63,10 @@ def add(
     tag: str | None,
     shared: bool,
 ) -> None:
-    """Store a model under a name.
+    """Store a model or an adapter under a name.
 
-    Workflows may then write NAME, or NAME@TAG, on a `model` port. Weights are safetensors or
-    GGUF; nothing of the source is executed. A tag that is in use moves to the new model.
+    Workflows may then write NAME, or NAME@TAG, on a `model` or `adapter` port. Weights are
+    safetensors or GGUF; nothing of the source is executed. A tag in use moves to what is new.
 
     Exit status: 0, 2 no such model, 3 the service cannot be reached.
 
@@ -75,6 +75,8 @@ def add(
     """
     from flowmesh.sdk.models import model_source
 
+    if sum(one is not None for one in (package, path, hub)) != 1:
+        raise click.UsageError("say where it is, by exactly one of --package, --path and --hub")
     if tag is not None and "@" in name:
         raise click.UsageError(f"{name!r} has a tag already; leave out --tag")
     source = model_source(package=package, path=path, hub=hub, revision=revision)

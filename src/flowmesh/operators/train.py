@@ -4,7 +4,7 @@ Each makes an adapter, or a model where `lora` is null, from a table and a model
 the training: `runtimes/training` carries them out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -233,6 +233,31 @@ def _columns(params: TrainParams, tables: Mapping[str, Any], *, op: str) -> Mapp
     return {"metrics": metrics_columns(op), "summary": SUMMARY}
 
 
+def _check(params: TrainParams, bound: Collection[str]) -> None:
+    if "adapter" in bound and params.lora is None:
+        message = "`lora: null` trains the whole model, so no `adapter` can go on with it"
+        raise ParamError("adapter", f"{message}; remove one of them")
+
+
+def _check_rewards(params: _PolicyParams, bound: Collection[str]) -> None:
+    """A training by rewards has some, and no half of one."""
+    _check(params, bound)
+    both = "a reward function takes both: the port `file` and the parameter `function`"
+    if params.function is None and "file" in bound:
+        raise ParamError("file", f"{both}; name a `function` of the file")
+    if params.function is not None and "file" not in bound:
+        raise ParamError("function", f"{both}; give the `file` that it is in")
+    scored = "reward_model" in bound or "reward_adapter" in bound
+    count = (params.function is not None) + scored
+    if count == 0:
+        message = "there is nothing to be rewarded by: give `file` and `function`, a"
+        raise ParamError("function", f"{message} `reward_model`, or a `reward_adapter`")
+    weights = params.reward_weights
+    if weights is not None and len(weights) != count:
+        message = f"has {len(weights)} weights for {count} rewards: one for `function`, and one"
+        raise ParamError("reward_weights", f"{message} for a `reward_model` or `reward_adapter`")
+
+
 def _work(params: Mapping[str, Any]) -> float:
     """Rows that are gone through, as far as the parameters tell."""
     batch = params["per_device_train_batch_size"] * params["gradient_accumulation_steps"]
@@ -293,6 +318,7 @@ def _training(name: str, summary: str, params: type[Params], more: Mapping[str, 
         outputs=_outputs,
         task=lambda params, rendered, sample: params.model_dump(mode="json"),
         columns=columns,
+        check=_check_rewards if issubclass(params, _PolicyParams) else _check,
         engine=lambda params: f"trl/{params.dtype}",
         exact=lambda params: params.dtype == "float32",
         work=_work,

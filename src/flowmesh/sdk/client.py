@@ -81,14 +81,14 @@ class Client:
         *,
         tenant: str = "default",
         token: str | None = None,
-        home: Path | None = None,
+        home: str | Path | None = None,
         workers: int = 1,
         patience_s: float = 60.0,
         note: Note = _silent,
     ) -> None:
         if not _NAME.fullmatch(tenant):
             raise SpecError(Problem(f"{tenant!r:.100} is no name for a tenant; {NAME_RULE}"))
-        self.home = (home or DEFAULT_HOME).absolute()
+        self.home = Path(home or DEFAULT_HOME).expanduser().absolute()
         self.tenant = tenant
         self._note = note
         self._embedded = Embedded(self.home, workers)

@@ -74,24 +74,32 @@ def check_source(source: ModelSource, base: Path) -> tuple[str, str] | None:
                 "and *.safetensors, or a *.gguf file"
             )
     if source.path is not None:
-        path = base / source.path
-        if not path.exists():
-            return "path", f"there is no model at {str(path)!r}"
-        if path.is_dir() and not (path / "config.json").is_file():
-            if (path / "adapter_config.json").is_file():
-                return "path", (
-                    f"{str(path)!r} holds an adapter, and only whole models can be imported; "
-                    "merge it into its base first, as PEFT's merge_and_unload does"
-                )
-            return "path", f"{str(path)!r} is not a model: the folder has no config.json"
-        if path.is_dir() and not any(path.glob("*.safetensors")):
-            return "path", (
-                f"{str(path)!r} holds no *.safetensors weights; other formats may carry code and "
-                "are not loaded"
-            )
-        if path.is_file() and path.suffix.lower() != ".gguf":
-            return "path", f"{str(path)!r} is not a model: expected a folder or a *.gguf file"
+        fault = _fault_of_path(base / source.path)
+        return ("path", fault) if fault else None
     return None
+
+
+def _fault_of_path(path: Path) -> str:
+    """What is wrong with a folder or file of weights; empty for nothing."""
+    if not path.exists():
+        return f"there is no model at {str(path)!r}"
+    if path.is_file():
+        is_known = path.suffix.lower() == ".gguf"
+        expected = f"{str(path)!r} is not a model: expected a folder or a *.gguf file"
+        return "" if is_known else expected
+    weights = "adapter_model.safetensors"
+    if not (path / "adapter_config.json").is_file():
+        weights = "*.safetensors"
+        if not (path / "config.json").is_file():
+            return (
+                f"{str(path)!r} is neither a model nor an adapter: the folder has no config.json, "
+                "and no adapter_config.json"
+            )
+    if any(path.glob(weights)):
+        return ""
+    return (
+        f"{str(path)!r} holds no {weights} weights; other formats may carry code and are not loaded"
+    )
 
 
 def _carries_model(package: str) -> bool:

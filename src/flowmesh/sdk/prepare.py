@@ -227,8 +227,9 @@ class _Local:
                         continue
                     try:
                         path = self._local_path(source)
-                        if path is not None and node.op.runtime == "python":
-                            check_function(path, node.params.function, str(path))
+                        function = getattr(node.params, "function", None)
+                        if path is not None and port == "file" and function is not None:
+                            check_function(path, function, str(path))
                     except SpecError as error:
                         self.problems += (self._about(one, place) for one in error.problems)
 

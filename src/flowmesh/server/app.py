@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError
+from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError, StoreInUse
 from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
 from flowmesh.server import auth, blobs, limits, models, problems, runs, schema, sync, trees
@@ -176,7 +176,7 @@ def _opened(settings: ServerSettings) -> Stores:
     while True:
         try:
             return Stores.open(settings.home)
-        except StoreError:
+        except StoreInUse:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(0.05)

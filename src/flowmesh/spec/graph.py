@@ -243,6 +243,8 @@ class _Builder:
         if params is None:
             return None
         try:
+            if wired:
+                op.check(params, inputs.keys())
             columns = self.shapes.columns(op, params, inputs, instance, wired=wired)
             outputs = _kinds_of_outputs(op, params, step)
         except ParamError as error:

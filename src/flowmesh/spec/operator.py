@@ -5,7 +5,7 @@ templates are rendered with the row's columns, and its results are merged back i
 A *whole* operator makes one task for the step and yields whole tables, files or trees.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,6 +64,10 @@ def _only_rows(params: Any) -> Mapping[str, str]:
     return {"rows": "table"}
 
 
+def _any_ports(params: Any, bound: Collection[str]) -> None:
+    return None
+
+
 def _unknown(params: Any, inputs: Mapping[str, Any]) -> Mapping[str, Columns]:
     return {}
 
@@ -91,6 +95,8 @@ class Operator:
         adds: columns that a row operator adds; None if only running tells.
         columns: whole operators: (params, columns by input port) to columns by output port.
             A port of arity `list` or `map` gives a list or dict of columns. May raise ParamError.
+        check: (params, names of the input ports that something is bound to): raises ParamError
+            for a port or a parameter that makes no sense with or without another one.
         limits: parameters that bound the work and change no result, as `timeout_s`: work that
             differs in nothing else is equal, and is held to the limits of who asked first.
         determinism: from the parameters.
@@ -122,6 +128,7 @@ class Operator:
     shape: Callable[[Any, list[dict[str, Any]], int], list[dict[str, Any]]] = _as_is
     adds: Callable[[Any], Columns] = _no_columns
     columns: Callable[[Any, Mapping[str, Any]], Mapping[str, Columns]] = _unknown
+    check: Callable[[Any, Collection[str]], None] = _any_ports
     limits: tuple[str, ...] = ()
     determinism: Callable[[Any], Determinism] = lambda params: "pure"
     engine: Callable[[Any], str] = lambda params: ""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import StoreError
+from flowmesh.base.errors import StoreError, StoreInUse
 from flowmesh.stores.base import Checkpoint, Statement
 
 T = TypeVar("T")
@@ -347,7 +347,7 @@ def _own(path: Path) -> BinaryIO:
     except OSError as error:
         owner = file.read(20).decode(errors="replace").strip() or "unknown"
         file.close()
-        raise StoreError(
+        raise StoreInUse(
             f"{path} is in use by process {owner}; stop that one first, or use another directory"
         ) from error
     file.truncate(0)

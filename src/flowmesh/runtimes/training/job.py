@@ -59,10 +59,6 @@ class Job:
     def _prepare(self) -> None:
         """Check whatever can be checked before weights are loaded. Raises Refused."""
         params, action = self._params, self._action
-        if "adapter" in action.inputs and params.lora is None:
-            raise Refused("`lora: null` trains the whole model, so no `adapter` can go on with it")
-        if self._kind.draws:
-            rewards.check_sources(params, action.inputs)
         train = data.read_rows(self._blobs, action, "data")
         assert train is not None, action
         if getattr(params, "completion_only_loss", None) and "prompt" not in train.format.required:

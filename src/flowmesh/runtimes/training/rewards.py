@@ -7,7 +7,7 @@ What is said there holds here too: this limits mistakes, and is no wall against 
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +113,3 @@ class RewardFunction:
                 " completions, and there is no other reward: nothing can be learnt"
             )
         return rewards
-
-
-def check_sources(params: Any, inputs: Mapping[str, Any]) -> None:
-    """Refuse a training without rewards, or with half of one. Raises Refused."""
-    scored = "reward_model" in inputs or "reward_adapter" in inputs
-    if (params.function is None) != ("file" not in inputs):
-        raise Refused("a reward function takes both: the port `file` and the parameter `function`")
-    if params.function is None and not scored:
-        raise Refused("there is nothing to be rewarded by: give `file` and `function`, a"
-                      " `reward_model`, or both")  # fmt: skip
-    count = (params.function is not None) + scored
-    if params.reward_weights is not None and len(params.reward_weights) != count:
-        raise Refused(f"`reward_weights` has {len(params.reward_weights)} weights for {count}"
-                      " rewards")  # fmt: skip
