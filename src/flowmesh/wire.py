@@ -113,7 +113,9 @@ class StepView(Body):
 
     `done` counts distinct tasks that have settled, `rows_refused` rows of which no task
     could be made because a template failed on them. `progress` is that of the one task of a
-    running step on whole tables, `waits_for` what no worker has that its tasks need.
+    running step on whole tables, and where the long task of a cancelled one was stopped: a
+    `saved_step` of 0 says that it left no checkpoint. `waits_for` is what no worker has that its
+    tasks need.
     """
 
     step: str
@@ -130,12 +132,15 @@ class StepView(Body):
 
 
 class RowFailure(Body):
+    """A row that failed; with `whole`, the one task of a step on whole tables (`row` is 0)."""
+
     step: str
     row: int
     sample: int = 0
     kind: str
     message: str
     detail: str = ""
+    whole: bool = False
 
 
 class RunView(Body):

@@ -38,6 +38,14 @@ def submit(client: Client, folder: Path, **params: Any) -> Run:
     return client.submit({"flowmesh": 1, "steps": {"climb": step}, "outputs": outputs})
 
 
+def told_of(running: Fabric, run: Run) -> str:
+    """What the command says of a run that is to be cancelled, or was."""
+    app = App(running.home)
+    done = CliRunner().invoke(cli, ["cancel", run.id, "--home", str(running.home)], obj=app)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def step_of(run: Run) -> StepView:
     (step,) = run.view().steps
     return step
@@ -118,6 +126,13 @@ def test_a_cancelled_run_leaves_what_the_next_goes_on_from(tmp_path: Path, folde
         began_s = time.monotonic()
         assert run.cancel(checkpoint=True).status == "cancelled"
         assert time.monotonic() - began_s < 5
+        (left,) = run.last.steps
+        assert left.progress is not None
+        assert left.progress.saved_step == 13, "the answer tells what is left"
+        assert told_of(running, run) == (
+            f"run {run.id}: cancelled\n{left.step}: a checkpoint of step 13 of 30 is left: "
+            "asked for again, it goes on\n"
+        )
         (folder / "go").touch()
         assert state(submit(client, folder, hold=13)) == climbed(30)
         assert starts(folder) == [0, 13]

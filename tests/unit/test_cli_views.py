@@ -135,6 +135,39 @@ def test_a_summary_says_what_was_shared_and_what_failed(
     assert told.count("sample 1") == 10
 
 
+def test_a_whole_step_that_failed_is_told_once_and_has_no_row(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tasks = TaskCounts(total=1, failed=1)
+    said = RowFailure(step="t", row=0, kind="input", message="column 'a' is\nmissing", whole=True)
+    other = said.model_copy(update={"step": "u", "message": "too long"})
+    settings = {"message": f"step t: {said.message}", "tasks": tasks, "batches": 1}
+    show_summary(view("failed", failures=[said], **settings))
+    told = capsys.readouterr().out
+    assert told.count("missing") == 1
+    assert "row" not in told
+    assert "1 distinct task in 1 batch; 0 were not executed again" in told.splitlines()
+    show_summary(view("failed", failures=[said, other], **settings))
+    told = capsys.readouterr().out
+    assert "failed:\n  u: too long (input)\n" in told
+    assert told.count("missing") == 1
+
+
+@pytest.mark.parametrize(
+    ("saved_step", "words"),
+    [
+        (12, "cancelled; a checkpoint of step 12 of 40 is left: asked for again, it goes on"),
+        (0, "cancelled; no checkpoint is left: asked for again, it begins anew"),
+    ],
+)
+def test_a_cancelled_training_says_what_is_left(
+    capsys: pytest.CaptureFixture[str], saved_step: int, words: str
+) -> None:
+    at = ProgressView(step=14, steps=40, saved_step=saved_step)
+    show_summary(view("cancelled", steps=[step("cancelled", items=1, progress=at)]))
+    assert f"one  {words}" in capsys.readouterr().out.splitlines()
+
+
 def test_a_summary_ends_with_what_can_be_typed_next(capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(view("succeeded", outputs={"pairs": TABLE}))
     told = capsys.readouterr().out.splitlines()

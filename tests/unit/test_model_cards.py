@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from flowmesh.base.errors import NotFound, SpecError
 from flowmesh.cli.cards import cell, listing, side_by_side, told
 from flowmesh.cli.main import cli
 from flowmesh.cli.options import App
@@ -295,3 +296,40 @@ def test_the_commands(served: Bench, first: Run, second: Run, tmp_path: Path) ->
     assert (place / "adapter_config.json").exists()
     assert command(served, "rm", "bot@spare").startswith("removed bot@spare, which was sha256:")
     assert "spare" not in {one["tag"] for one in command(served, "list", "--json")}
+
+
+def test_a_name_without_the_tag_that_is_meant_has_a_history(served: Bench, second: Run) -> None:
+    command(served, "tag", f"{second.id}:adapter", "helper@prod")
+    told = command(served, "show", "helper")
+    assert told.startswith(
+        "model 'helper' has no tag 'latest'; it has: prod\n\nhistory, the newest"
+    )
+    (entry,) = command(served, "show", "helper", "--json")["history"]
+    assert (entry["tag"], entry["by"]) == ("prod", "alice")
+    command(served, "rm", "helper")
+    assert "removed" in command(served, "show", "helper")
+    client = served.client("alice")
+    for what in ("helper@next", "helpers"):
+        with pytest.raises(NotFound):
+            client.model_card(what)
+    assert client.model_history("helpers") == []
+
+
+def test_what_cannot_be_asked_is_told_plainly(served: Bench, second: Run) -> None:
+    client = served.client("alice")
+    adapter = second.output("adapter").digest
+    with pytest.raises(SpecError, match=f"{second.id}:adapter is a tree; only tables have rows"):
+        client.lineage(run=second.id, output="adapter", row=0)
+    with pytest.raises(SpecError, match="is a tree; only tables have rows"):
+        client.lineage(digest=adapter, row=0)
+    assert client.lineage(digest=adapter.partition("/")[0]).digest == adapter
+    for digest in ("sha256:zz", adapter[:20]):
+        with pytest.raises(SpecError, match="is not a digest; expected sha256:<64 hex>"):
+            client.lineage(digest=digest)
+
+
+def test_a_model_to_add_is_somewhere() -> None:
+    for arguments in ([], ["--path", "x", "--package", "y"]):
+        done = CliRunner().invoke(cli, ["models", "add", "x", *arguments], obj=App(Path("none")))
+        assert done.exit_code == 2
+        assert "exactly one of --package, --path and --hub" in done.output

@@ -107,7 +107,7 @@ def test_the_output_of_a_run_gets_a_name_that_says_where_it_is_from(served: Benc
     assert (made.kind, made.run, made.source) == ("adapter", run.id, f"{run.id}:adapter")
     assert made.size_bytes == 2 + 64
     assert client.tag_model(f"{run.id}:tune.adapter", "by-port").artifact == made.artifact
-    with pytest.raises(SpecError, match="is a file; only models and adapters"):
+    with pytest.raises(SpecError, match="expected a model or an adapter, found a file"):
         client.tag_model(f"{run.id}:curve", "support")
     with pytest.raises(NotFound, match="has made no output 'adaptr'; outputs: adapter, curve"):
         client.tag_model(f"{run.id}:adaptr", "support")

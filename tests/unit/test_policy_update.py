@@ -108,6 +108,17 @@ def test_all_weights_can_be_trained(blobs: DirBlobs, ports: Ports) -> None:
     assert found["model"].digest != ports["model"].digest
 
 
+@pytest.mark.parametrize(("method", "noted"), [("group", True), ("ppo", False)])
+def test_rollouts_that_teach_nothing_are_noted(
+    blobs: DirBlobs, model: Artifact, method: str, noted: bool
+) -> None:
+    rows = [{**row, "advantage": 0.0, "reward": 0.0} for row in make_rollouts()]
+    ports = {"model": model, "rollouts": blobs.put_table(rows)}
+    (summary,) = blobs.rows(updated(blobs, ports, method=method)["summary"])
+    note = "`advantage` is 0 in every row, so nothing was learnt from it: the rewards of a group"
+    assert summary["notes"] == ([f"{note} never differed"] if noted else [])
+
+
 def test_a_second_round_goes_on_from_the_first(blobs: DirBlobs, ports: Ports) -> None:
     """The reference stays the base, or moves along, as the step says."""
     first = updated(blobs, ports, beta=0.1)

@@ -166,6 +166,54 @@ def test_a_name_may_be_bound_in_many_ways(folder: Path, code: str) -> None:
     prepare(folder / "flow.yaml")
 
 
+TRAINING = """\
+flowmesh: 1
+name: demo
+inputs:
+  prompts: {type: table, file: prompts.jsonl}
+  rewards: {type: file, file: code/functions.py}
+models:
+  base: {hub: org/name, revision: "0123456789012345678901234567890123456789"}
+steps:
+  called:
+    op: grpo
+    data: ${inputs.prompts}
+    model: ${models.base}
+    file: FILE
+    function: count
+outputs:
+  called: ${steps.called.adapter}
+"""
+
+
+@pytest.mark.parametrize("file", ["code/functions.py", "${inputs.rewards}"])
+def test_the_function_of_any_operator_is_looked_for(folder: Path, file: str) -> None:
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    path, code = folder / "flow.yaml", folder / "code" / "functions.py"
+    path.write_text(TRAINING.replace("FILE", file))
+    prepare(path)
+    code.write_text("def cuont(**x): ...")
+    assert "no function 'count'; did you mean 'cuont'?" in refused(path)
+    code.write_text("def count(:")
+    assert "functions.py:1:11: not Python" in refused(path)
+
+
+def test_half_a_reward_is_refused_with_its_line(folder: Path) -> None:
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    path = folder / "flow.yaml"
+    path.write_text(TRAINING.replace("FILE", "code/functions.py").replace("    function: c", "#"))
+    assert f"{path}:13:5: steps.called.file: a reward function takes both" in refused(path)
+
+
+def test_what_is_bound_to_nothing_is_told_once(folder: Path) -> None:
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    path = folder / "flow.yaml"
+    path.write_text(TRAINING.replace("FILE", "${inputs.rewrds}"))
+    told = refused(path)
+    assert "did you mean 'rewards'?" in told
+    assert "takes both" not in told
+
+
 def test_a_python_file_that_is_not_there(folder: Path) -> None:
     path = edit(folder, "code/functions.py", "code/function.py")
     told = refused(path)

@@ -141,6 +141,19 @@ def test_a_run_submitted_again_goes_on_from_the_checkpoint(
     assert leased(client)["checkpoint"] == str(made)
 
 
+def test_a_cancelled_run_says_what_its_long_tasks_left(client: TestClient, tmp_path: Path) -> None:
+    made = tree(client, tmp_path / "t", 10)
+    run = submit(client, "a")
+    leased(client)
+    cancelled = client.post(f"/v1/runs/{run}/cancel").json()
+    assert [step["status"] for step in cancelled["steps"]] == ["cancelled"]
+    assert progress_of(client, run)["saved_step"] == 0, "stopped, with nothing left"
+    again = submit(client, "b")
+    save(client, leased(client), made, 10)
+    client.post(f"/v1/runs/{again}/cancel")
+    assert progress_of(client, again)["saved_step"] == 10
+
+
 def test_numbers_that_are_none_are_no_facts(client: TestClient) -> None:
     info = '{"worker":"w","host":"h","runtimes":[]}'
     told = '{"lease":1,"task":"t","step":1,"facts":{"loss":NaN}}'

@@ -114,6 +114,42 @@ def test_refused_parameters(op: str, params: dict[str, Any], message: str) -> No
     assert message in _refusal(op, **params)
 
 
+@pytest.mark.parametrize(
+    ("op", "params", "bound", "field", "message"),
+    [
+        ("sft", {"lora": None}, {"adapter"}, "adapter", "so no `adapter` can go on with it"),
+        ("grpo", {"lora": None, "function": "f"}, {"adapter", "file"}, "adapter", "no `adapter`"),
+        ("grpo", {}, {"file"}, "file", "name a `function` of the file"),
+        ("rloo", {"function": "f"}, {"reward_model"}, "function", "give the `file`"),
+        ("grpo", {}, set(), "function", "there is nothing to be rewarded by"),
+        ("grpo", {"function": "f", "reward_weights": [1, 2]}, {"file"}, "reward_weights",
+         "has 2 weights for 1 rewards"),
+        ("rloo", {"function": "f", "reward_weights": [1]}, {"file", "reward_adapter"},
+         "reward_weights", "has 1 weights for 2 rewards"),
+    ],
+)  # fmt: skip
+def test_ports_that_do_not_fit_the_parameters(
+    op: str, params: dict[str, Any], bound: set[str], field: str, message: str
+) -> None:
+    operator = BY_NAME[op]
+    with pytest.raises(ParamError, match=message) as refused:
+        operator.check(operator.params(**params), {"data", "model", *bound})
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("params", "bound"),
+    [
+        ({"function": "f"}, {"file", "adapter"}),
+        ({"lora": None}, {"reward_model"}),
+        ({"reward_weights": [1, 2], "function": "f"}, {"file", "reward_model", "reward_adapter"}),
+    ],
+)
+def test_ports_that_fit(params: dict[str, Any], bound: set[str]) -> None:
+    grpo = BY_NAME["grpo"]
+    grpo.check(grpo.params(**params), {"data", "model", *bound})
+
+
 def test_devices_are_asked_for_and_counted(op: Operator) -> None:
     assert op.devices(op.params()) == 1
     several = op.params(devices=4)  # type: ignore[call-arg]

@@ -32,7 +32,11 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         ("sft", [{"text": "a"}, {"text": None}], "row 2, column `text`: expected text, found null"),
         ("sft", [{"text": "a"}, {"text": ""}], "row 2, column `text`: the text is empty"),
         ("sft", [{"messages": chat("user", "a")}, {"messages": "b"}],
-         "row 2, column `messages`: expected messages as in row 1, found text"),
+         "row 2, column `messages`: expected a list of messages, found text"),
+        ("sft", [{"messages": "hi"}] * 2,
+         "`data`, row 1, column `messages`: expected a list of messages, found text"),
+        ("sft", [{"messages": None}] * 2, "row 1, column `messages`: expected a list of messages"),
+        ("sft", [{"text": chat("user", "a")}] * 2, "row 1, column `text`: expected text, found a"),
         ("sft", [{"messages": [{"role": "user"}]}] * 2,
          "message 1: expected a text under `content`, found no such key"),
         ("sft", [{"messages": [{"role": "user", "content": "a", "name": "b"}]}] * 2,
@@ -175,11 +179,6 @@ def test_a_damaged_adapter(bench: Bench, adapter: Path, tmp_path: Path) -> None:
     assert "`adapter`: the adapter's adapter_config.json is no JSON" in message
 
 
-def test_a_whole_model_does_not_go_on_from_an_adapter(bench: Bench, adapter: Path) -> None:
-    action = bench.action("sft", ports={"adapter": bench.tree(adapter)}, lora=None)
-    assert "so no `adapter` can go on with it" in bench.refused(action)
-
-
 def test_a_model_that_is_none(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x").write_text("x")
@@ -195,8 +194,16 @@ def test_a_model_that_is_none(bench: Bench, tmp_path: Path) -> None:
         ("def brief(**x): return [1.0]", {}, "brief() returned 1 rewards for 4 completions"),
         ("def brief(**x):\n    raise ValueError('no')", {}, "brief() raised ValueError: no (line"),
         ("def brief(**x): return [None] * 4", {}, "brief() returned None for all 4 completions"),
-        ("def brief(**x): return [float('nan')] * 4", {}, "what JSON can not hold"),
-        ("def brief(**x): return ['a'] * 4", {}, "brief() raised ValueError: could not convert"),
+        ("def brief(**x): return [None, float('nan')] * 2", {},
+         "brief() returned nan for completion 2; expected a number or None"),
+        ("def brief(**x): return ['good'] * 4", {},
+         "brief() returned 'good' for completion 1; expected a number or None"),
+        ("def brief(**x): return [[1]] * 4", {}, "brief() returned [1] for completion 1"),
+        ("def brief(**x): return 0.5", {},
+         "brief() returned 0.5; expected a list of rewards, one for each completion"),
+        ("def brief(**x): return None", {}, "brief() returned None; expected a list of rewards"),
+        ("def brief(**x): return 'x' * 99", {}, f"brief() returned '{'x' * 59}...; expected a"),
+        ("def brief(): return []", {}, "raised TypeError: brief() got an unexpected keyword"),
         ("def brief(**x):\n    while True: pass", {"timeout_s": 0.5}, "killed at its limit of 0.5"),
         ("import os\ndef brief(**x): os._exit(3)", {}, "ended its process with status 3"),
     ],
@@ -205,15 +212,39 @@ def test_reward_functions_that_fail(
     bench: Bench, source: str, params: dict[str, Any], message: str
 ) -> None:
     action = bench.action("grpo", ports={"file": bench.blobs.put_file(source)}, **params)
-    assert message in bench.refused(action)
+    told = bench.refused(action)
+    assert message in told
+    if "(line" not in message:
+        assert "of the file)" not in told or "SyntaxError" in told
 
 
-def test_a_policy_needs_a_reward(bench: Bench) -> None:
-    assert "there is nothing to be rewarded by" in bench.refused(
-        bench.action("grpo", function=None, num_generations=2)
-    )
-    weights = bench.action("grpo", reward_weights=[1, 2])
-    assert "`reward_weights` has 2 weights for 1 rewards" in bench.refused(weights)
+def test_rewards_of_any_kind_of_number(bench: Bench) -> None:
+    """Also from a generator, and under names that hide those of Python."""
+    source = "def brief(**x): yield from (True, None, 2, 0.5)\nlist = float = enumerate = None"
+    action = bench.action("grpo", ports={"file": bench.blobs.put_file(source)}, max_steps=1)
+    assert bench.summary(bench.done(action))["reward_first"] == pytest.approx(3.5 / 3)
+
+
+@pytest.mark.parametrize("op", ["grpo", "rloo"])
+def test_rewards_that_teach_nothing_are_noted(bench: Bench, op: str) -> None:
+    source = "def brief(completions, **x): return [1] * len(completions)"
+    action = bench.action(op, ports={"file": bench.blobs.put_file(source)}, max_steps=1)
+    (note,) = bench.summary(bench.done(action))["notes"]
+    assert "the rewards of a group never differed, so nothing was learnt from them" in note
+
+
+def test_rewards_that_teach_leave_no_note(bench: Bench) -> None:
+    source = "def brief(completions, **x): return range(len(completions))"
+    action = bench.action("grpo", ports={"file": bench.blobs.put_file(source)}, max_steps=1)
+    assert bench.summary(bench.done(action))["notes"] == []
+
+
+def test_labels_of_one_kind_are_noted(bench: Bench) -> None:
+    rows = [{**row, "label": False} for row in rows_for("kto")]
+    summary = bench.summary(bench.done(bench.action("kto", rows, max_steps=1)))
+    (note,) = summary["notes"]
+    assert note.startswith("every `label` is false: nothing in the rows tells")
+    assert bench.summary(bench.done(bench.action("kto", max_steps=1)))["notes"] == []
 
 
 def test_weights_that_are_no_numbers(bench: Bench, tmp_path: Path) -> None:
@@ -253,7 +284,10 @@ def test_losses_that_the_data_does_not_allow(bench: Bench) -> None:
     message = bench.refused(bench.action("sft", texts, completion_only_loss=True))
     assert "`completion_only_loss` needs `data` with `prompt` and `completion`" in message
     message = bench.refused(bench.action("sft", texts, assistant_only_loss=True))
-    assert "these settings can not be trained with" in message
+    assert "`assistant_only_loss` is about chats, and `data` holds plain texts" in message
+    lonely = [{"messages": chat("user", "a")}] * 4
+    message = bench.refused(bench.action("sft", lonely, assistant_only_loss=True))
+    assert "`data`, row 1, column `messages`: there is no message of the assistant" in message
     chats = [{"messages": chat("user", "a") + chat("assistant", "b")}] * 4
     message = bench.refused(bench.action("sft", chats, assistant_only_loss=True))
     assert "these settings can not be trained with" in message

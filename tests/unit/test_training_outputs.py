@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from flowmesh.base.digest import Digest, canonical
-from flowmesh.runtimes.base import Done
+from flowmesh.runtimes.base import Done, Work
+from flowmesh.runtimes.merging import open_merging
 from flowmesh.runtimes.training.energy import Meter
-from flowmesh.spec.action import Artifact
-from support.training import Bench, chat, rows_for, weights_of
+from flowmesh.spec.action import Action, Artifact
+from support.training import Bench, Watcher, chat, rows_for, weights_of
 
 _PLAIN = """
 import json, sys, torch
@@ -326,3 +327,21 @@ def test_the_weights_are_those_of_plain_trl(bench: Bench, tmp_path: Path, op: st
     theirs = get_peft_model_state_dict(trainer.model)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_adapter_that_scores_can_be_merged(bench: Bench) -> None:
+    """What it teaches as `reward_model` is what it teaches as `reward_adapter`, to the byte."""
+    scores = bench.done(bench.action("reward_model", max_steps=1))["adapter"]
+    params = {"dtype": "base"}
+    ports: dict[str, Any] = {"model": bench.model, "adapter": scores}
+    merging = Work("task", Action("merge_adapter", 1, params, ports, ""), None, Watcher())
+    (outcome,) = open_merging(bench.blobs, ports, "").run([merging])
+    assert isinstance(outcome, Done), outcome
+    whole = outcome.result.outputs["model"]
+    alone: dict[str, Any] = {"function": None, "max_steps": 1, "num_generations": 2}
+    alone |= {"max_completion_length": 8}
+    found = [
+        bench.done(bench.action("grpo", ports={port: tree}, **alone))
+        for port, tree in (("reward_adapter", scores), ("reward_model", whole))
+    ]
+    assert found[0]["adapter"] == found[1]["adapter"]

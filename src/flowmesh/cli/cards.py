@@ -68,7 +68,7 @@ def _paragraphs(card: "ModelCard") -> Iterator[list[str]]:
     for one in card.evaluations:
         yield [f"measured by {one.op}, step {one.step}:", *_values(one.values)]
     if card.history:
-        yield ["history, the newest first:", _history(card.history)]
+        yield [past(card.history)]
 
 
 def _values(values: Mapping[str, Any]) -> list[str]:
@@ -77,7 +77,8 @@ def _values(values: Mapping[str, Any]) -> list[str]:
     return [f"  {name}: {cell(value)}" for name, value in flat(values).items() if value is not None]
 
 
-def _history(entries: "Sequence[ModelEntry]") -> str:
+def past(entries: "Sequence[ModelEntry]") -> str:
+    """The history of a name."""
     rows = [
         (
             f"  {one.tag}" + (" (shared)" if one.shared else ""),
@@ -88,7 +89,8 @@ def _history(entries: "Sequence[ModelEntry]") -> str:
         )
         for one in entries
     ]
-    return table(("  tag", "at", "by", "from", "digest"), rows)
+    told = table(("  tag", "at", "by", "from", "digest"), rows)
+    return f"history, the newest first:\n{told}"
 
 
 def side_by_side(a: str, b: str, lines: "Sequence[Line]") -> str:

@@ -145,13 +145,15 @@ def _print(chosen: "list[Output]") -> None:
 def cancel(app: App, run: str, checkpoint: bool) -> None:
     """Stop RUN. Work that other runs wait for goes on; a settled run stays as it is.
 
-    After --checkpoint, the same workflow run again goes on where its long tasks were.
+    After --checkpoint, the same workflow run again goes on where its long tasks were. Of each
+    that was stopped it says whether a checkpoint is left, and of which step.
 
     Exit status: 0, 2 there is no such run, 3 the service cannot be reached.
 
     \b
     Example: flowmesh cancel r-0123456789ab
     """
+    from flowmesh.cli.progress import left_behind
     from flowmesh.cli.summary import run_document
 
     with app.client() as client:
@@ -160,6 +162,9 @@ def cancel(app: App, run: str, checkpoint: bool) -> None:
         emit(run_document(view))
     else:
         say(f"run {view.run}: {view.status}")
+        for step in view.steps:
+            if step.status == "cancelled" and step.progress is not None:
+                say(f"{step.step}: {left_behind(step.progress)}")
 
 
 @click.command()

@@ -120,17 +120,28 @@ def show(app: App, what: str) -> None:
     """Show how a model or adapter was made, and the history of its name.
 
     What it was made from, up the chain; the tables it was trained on; what its training and
-    later steps of the same run have measured.
+    later steps of the same run have measured. Of a NAME without a tag `latest`, the history.
 
     Exit status: 0, 2 there is none, 3 the service cannot be reached.
 
     \b
     Example: flowmesh models show support-bot@prod
     """
-    from flowmesh.cli.cards import told
+    from flowmesh.base.errors import NotFound
+    from flowmesh.cli.cards import past, told
 
     with app.client() as client:
-        card = client.model_card(what)
+        try:
+            card = client.model_card(what)
+        except NotFound as error:
+            history = [] if {*":@"} & {*what} else client.model_history(what)
+            if not history:
+                raise
+            if app.as_json:
+                emit({"what": what, "history": [one.model_dump(mode="json") for one in history]})
+            else:
+                say(f"{error}\n\n{past(history)}")
+            return
     if app.as_json:
         emit(card.model_dump(mode="json"))
     else:

@@ -148,7 +148,17 @@ def in_words(step: StepView, *, with_message: bool = True) -> str:
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     why = f": {step.message}" if step.message and with_message else ""
+    if step.status == "cancelled" and step.progress is not None:
+        why += f"; {left_behind(step.progress)}"
     return step.status + (f" ({told})" if told else "") + why
+
+
+def left_behind(stopped: ProgressView) -> str:
+    """What a long task that was stopped goes on from, if it is asked for again."""
+    if not stopped.saved_step:
+        return "no checkpoint is left: asked for again, it begins anew"
+    of = f" of {stopped.steps}" if stopped.steps else ""
+    return f"a checkpoint of step {stopped.saved_step}{of} is left: asked for again, it goes on"
 
 
 def progress_in_words(progress: ProgressView) -> str:

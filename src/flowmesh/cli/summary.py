@@ -34,7 +34,8 @@ def show_summary(view: RunView) -> None:
     _show_running(view)
     say()
     spared = tasks.reused + tasks.joined
-    say(f"{tasks.total} distinct tasks in {view.batches} batches; {spared} were not executed again")
+    work = f"{_counted(tasks.total, 'distinct task')} in {_counted(view.batches, 'batch', 'es')}"
+    say(f"{work}; {spared} {'was' if spared == 1 else 'were'} not executed again")
     say(f"cost {usd(view.cost_usd)}, saved {usd(view.saved_usd)}")
     _show_failures(view)
     if view.outputs:
@@ -67,18 +68,29 @@ def _show_running(view: RunView) -> None:
         say(f"{step.step}  {in_words(step)}")
 
 
+def _counted(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{'' if count == 1 else plural}"
+
+
 def _show_failures(view: RunView) -> None:
-    if not view.failures:
+    """What has failed, but for what the run's message has said."""
+    failures = [
+        one
+        for one in view.failures
+        if not (one.whole and view.message == f"step {one.step}: {one.message}")
+    ]
+    if not failures:
         return
     say()
-    say("failed rows:")
+    say("failed:" if any(one.whole for one in failures) else "failed rows:")
     order = {step.step: number for number, step in enumerate(view.steps)}
-    told = sorted(view.failures, key=lambda one: (order.get(one.step, -1), one.row, one.sample))
+    told = sorted(failures, key=lambda one: (order.get(one.step, -1), one.row, one.sample))
     for failure in told[:_FAILURES_TOLD]:
         sample = f", sample {failure.sample}" if failure.sample else ""
+        where = "" if failure.whole else f", row {failure.row}{sample}"
         cause = " ".join(failure.message.split())
-        say(f"  {failure.step}, row {failure.row}{sample}: {cause} ({failure.kind})")
-    if len(view.failures) > _FAILURES_TOLD:
+        say(f"  {failure.step}{where}: {cause} ({failure.kind})")
+    if len(failures) > _FAILURES_TOLD:
         say(f"  and more: flowmesh show {view.run} --json")
 
 

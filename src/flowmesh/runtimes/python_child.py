@@ -2,9 +2,10 @@
 
     parent -> child   {"source": path, "function": name, "memory_bytes": n, "parent": pid}, once,
                       then for each call {"args": {...}, "seed": text, "cpu_s": n} with
-                      either "row": {...} or "table": path and "out": path
+                      either "row": {...}, or "table": path and "out": path, or
+                      "columns": {...}, the keywords of a reward function
     child -> parent   {"ready": true}, {"missing": [names]} or a failure, once, then for each
-                      call {"rows": [...]}, {"out": path} or a failure:
+                      call {"rows": [...]}, {"out": path}, {"rewards": [...]} or a failure:
                       {"failed": message, "detail": traceback} or {"memory": true}
 
 One JSON text a line. What the function prints goes elsewhere, so it can not be taken for
@@ -33,6 +34,8 @@ _PR_SET_PDEATHSIG = 1
 #: Characters of an exception's text, and of the end of its traceback, that are passed on.
 _WORDS_LIMIT = 2_000
 _DETAIL_LIMIT = 20_000
+#: Characters of a wrong reward that a message shows.
+_SHOWN_LIMIT = 60
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -87,6 +90,8 @@ def _call(function: Callable[..., Any], request: dict[str, Any]) -> dict[str, An
             return {"rows": []}
         rows = [result] if isinstance(result, dict) else list(_rows(result))
         return {"rows": _encode_all(rows)}
+    if "columns" in request:
+        return {"rewards": _rewards(function(**request["columns"]))}
     with open(request["table"], encoding="utf-8", newline="\n") as file:
         table = [json.loads(line) for line in file]
     result = function(table, **request["args"])
@@ -102,6 +107,34 @@ def _rows(
     if not isinstance(result, list | tuple | Iterator):
         raise WrongResult(f"returned {_kind(result)}; expected {expected}")
     return result
+
+
+def _rewards(result: Any) -> list[float | None]:
+    """Numbers of any kind as floats. Raises WrongResult for what is no list of rewards."""
+    if isinstance(result, str | bytes | dict) or not hasattr(result, "__iter__"):
+        raise WrongResult(
+            f"returned {_shown(result)}; expected a list of rewards, one for each completion"
+        )
+    return [_reward(one, number) for number, one in enumerate(result, 1)]
+
+
+def _reward(value: Any, number: int) -> float | None:
+    if value is None:
+        return None
+    try:
+        found = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise WrongResult(
+            f"returned {_shown(value)} for completion {number}; expected a number or None"
+        )
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_LIMIT else f"{text[:_SHOWN_LIMIT]}..."
 
 
 def _encode_all(rows: Iterable[Any]) -> list[str]:

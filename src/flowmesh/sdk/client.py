@@ -34,6 +34,7 @@ from flowmesh.wire import (
     Digests,
     LineageNode,
     ModelCard,
+    ModelEntry,
     ModelView,
     NameModel,
     RunPage,
@@ -55,6 +56,7 @@ _KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 _WORKERS = TypeAdapter(list[WorkerView])
 _MODELS = TypeAdapter(list[ModelView])
+_HISTORY = TypeAdapter(list[ModelEntry])
 
 
 def _silent(note: str) -> None:
@@ -109,7 +111,8 @@ class Client:
 
     @property
     def is_embedded(self) -> bool:
-        return self._named is None
+        """Whether the server leaves without clients; one of `flowmesh up` stays."""
+        return self._named is None and self._embedded.is_attended()
 
     # Runs
 
@@ -225,6 +228,12 @@ class Client:
         answer = self.transport.request("GET", "/v1/model-card", params={"what": what})
         return ModelCard.model_validate_json(answer)
 
+    def model_history(self, name: str) -> list[ModelEntry]:
+        """Every move of the tags of `NAME`, the newest first; none for an unknown name."""
+        found, _ = _split(name)
+        answer = self.transport.request("GET", f"/v1/models/{found}/history")
+        return _HISTORY.validate_json(answer)
+
     def download_model(self, what: str, directory: str | Path) -> Path:
         """Write weights as plain files that other programs load; verified.
 
@@ -333,7 +342,7 @@ class Client:
         own = self.local_store()
         destination = self if own is None else _OwnStore(own)
         if source.name is not None:
-            if self.is_embedded and not (self.home / "journal.db").exists():
+            if self._named is None and not (self.home / "journal.db").exists():
                 raise NotFound(f"no model is called {source.name!r}; there is none in {self.home}")
             return self.model(source.name).artifact
         if source.digest is not None:

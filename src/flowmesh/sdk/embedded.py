@@ -49,6 +49,13 @@ class Embedded:
         found = self._noted()
         return found is not None and found.url.rstrip("/") == url.rstrip("/")
 
+    def is_attended(self) -> bool:
+        """Whether its server leaves without clients: all do but those of `flowmesh up`."""
+        try:
+            return json.loads((self.home / "server.json").read_bytes())["attended"] is not False
+        except (OSError, ValueError, KeyError, TypeError):
+            return True  # there is none: the one that is started will be
+
     def _living(self) -> Address | None:
         """The server that is there; one that is on its way out is let go first."""
         deadline = time.monotonic() + LEAVE_S

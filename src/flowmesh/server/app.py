@@ -176,10 +176,25 @@ def _opened(settings: ServerSettings) -> Stores:
     while True:
         try:
             return Stores.open(settings.home)
-        except StoreInUse:
+        except StoreInUse as error:
             if time.monotonic() >= deadline:
-                raise
+                raise _by_whom(settings.home, error) from error
         time.sleep(0.05)
+
+
+def _by_whom(home: Path, error: StoreInUse) -> StoreInUse:
+    """The error, or a clearer one: an embedded server came with a client and leaves by itself."""
+    try:
+        noted = json.loads((home / "server.json").read_bytes())
+        pid, is_attended = int(noted["pid"]), noted["attended"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return error  # nobody says who it is
+    if not is_attended or f"process {pid};" not in str(error):
+        return error
+    return StoreInUse(
+        f"{home} is in use by process {pid}, the embedded server that a client has started; it "
+        f"leaves {ATTENDED_S:g} s after its last client: wait for that, or stop it: kill {pid}"
+    )
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
@@ -293,6 +308,7 @@ class _Process:
         path = self.settings.home / "server.json"
         fresh = path.with_suffix(".new")
         facts = {"url": self.url, "pid": os.getpid(), "token": self.settings.token}
+        facts["attended"] = self.settings.attended
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
             json.dump(facts, file)

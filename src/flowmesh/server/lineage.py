@@ -8,6 +8,7 @@ told first and what two roads lead to once, so that a limit cuts what is farthes
 """
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from flowmesh.base.digest import Digest
-from flowmesh.base.errors import NotFound, SpecError
+from flowmesh.base.errors import NotFound, Problem, SpecError
 from flowmesh.base.ids import RunId, StepId
 from flowmesh.server.driver import Driver
 from flowmesh.spec.action import Result
@@ -29,6 +30,8 @@ DEPTH_LIMIT = 80
 NODES_LIMIT = 2_000
 #: Rows shown of those that were made of one row.
 ROWS_LIMIT = 50
+#: A digest; its size may be left out.
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}(/\d{1,18})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,11 @@ def node_of(driver: Driver, place: Place) -> StepNode | None:
         return None
 
 
+def _check_row(what: str, kind: str, row: int | None) -> None:
+    if row is not None and kind != "table":
+        raise SpecError(Problem(f"{what} is a {kind}; only tables have rows, so ask without one"))
+
+
 class Lineage:
     """One question. `tenant` sees its own runs only."""
 
@@ -105,20 +113,31 @@ class Lineage:
     def of_output(self, run: str, output: str, row: int | None, *, down: bool) -> LineageNode:
         """Of a run's named output, or of `<step>.<port>`. Raises NotFound."""
         found = find_output(self._driver, self._tenant, run, output)
+        ((kind,),) = self._read(
+            "SELECT kind FROM artifacts WHERE step = ? AND port = ?", (found.step, found.port)
+        )
+        _check_row(f"{run}:{output}", kind, row)
         place = Place(found.digest, found.step, found.port, row)
         return self._walked(self._node(place), place, down)
 
     def of_digest(self, digest: str, row: int | None, *, down: bool) -> LineageNode:
-        """Of an artifact by digest, as the tenant's newest run made or used it."""
+        """Of an artifact by digest, as the tenant's newest run made or used it.
+
+        The size may be left out. Raises NotFound, SpecError.
+        """
+        if not _DIGEST.fullmatch(digest):
+            message = f"{digest!r:.100} is not a digest; expected sha256:<64 hex>, or with /<bytes>"
+            raise SpecError(Problem(message))
         span = (digest, f"{digest}0") if "/" not in digest else (digest, f"{digest}\x00")
         made = self._read(
-            "SELECT a.digest, a.step, a.port FROM artifacts a JOIN runs r USING (run)"
+            "SELECT a.digest, a.step, a.port, a.kind FROM artifacts a JOIN runs r USING (run)"
             " WHERE a.digest >= ? AND a.digest < ? AND r.tenant = ?"
             " ORDER BY r.submitted_ms DESC LIMIT 1",
             (*span, self._tenant),
         )
         if made:
-            full, step, port = made[0]
+            full, step, port, kind = made[0]
+            _check_row(digest, kind, row)
             place = Place(full, step, port, row)
             return self._walked(self._node(place), place, down)
         used = self._read(
@@ -130,6 +149,7 @@ class Lineage:
         if not used:
             raise NotFound(f"no run of tenant {self._tenant} has made or used {digest}")
         full, source, kind, run = used[0]
+        _check_row(digest, kind, row)
         node = self._given(full, source, kind, run, row)
         if down:
             users = list(self._users(Place(full, f"{run}/", "", row), everywhere=True))

@@ -10,7 +10,7 @@ from flowmesh.base.names import LATEST
 from flowmesh.server.auth import Tenant, TheDriver
 from flowmesh.server.cards import card_of
 from flowmesh.server.registry import Registry, split
-from flowmesh.wire import ModelCard, ModelView, NameModel
+from flowmesh.wire import ModelCard, ModelEntry, ModelView, NameModel
 
 routes = APIRouter(prefix="/v1", tags=["models"])
 
@@ -25,6 +25,12 @@ async def list_models(tenant: Tenant, driver: TheDriver) -> list[ModelView]:
 async def show_model(name: str, tenant: Tenant, driver: TheDriver, tag: str = LATEST) -> ModelView:
     """What a tag of a name stands for now."""
     return await asyncio.to_thread(Registry(driver, tenant).find, name, tag)
+
+
+@routes.get("/models/{name}/history")
+async def show_history(name: str, tenant: Tenant, driver: TheDriver) -> list[ModelEntry]:
+    """Every move of the tags of a name, the newest first; also of those that are gone."""
+    return await asyncio.to_thread(Registry(driver, tenant).history, name)
 
 
 @routes.put("/models/{name}")

@@ -109,8 +109,7 @@ class Registry:
                 "SELECT kind FROM artifacts WHERE step = ? AND port = ?", (place.step, place.port)
             )
             if kind != "tree":
-                message = f"{what} is a {kind}; only models and adapters can have a name"
-                raise SpecError(Problem(message))
+                raise SpecError(Problem(f"{what}: expected a model or an adapter, found a {kind}"))
             return self._described(Digest.parse(place.digest), what, place)
         found = self.find(*split(what))
         made = maker_of(self._driver, self._tenant, found.artifact.digest)

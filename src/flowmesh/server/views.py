@@ -8,6 +8,7 @@ import msgspec
 from flowmesh.base.errors import NotFound, Problem, SpecError, StoreError
 from flowmesh.base.ids import RunId, StepId
 from flowmesh.server.driver import Driver
+from flowmesh.server.lineage import Place, node_of
 from flowmesh.server.project import ProgressRecord
 from flowmesh.server.steps import decode_outputs
 from flowmesh.server.submission import view_of
@@ -47,6 +48,8 @@ class Views:
         for row, step in zip(steps, view.steps, strict=True):
             if step.status == "running" and step.items == 1:
                 step.progress = self._progress(row[0])
+            if step.status == "cancelled" and step.items == 1:
+                step.progress = self._stopped(row[0])
         view.tasks = _total(view.steps)
         if view.status == "succeeded":
             view.outputs = _named_outputs(self._driver.submissions.of(run).graph, view.steps)
@@ -96,6 +99,24 @@ class Views:
             at_ms=at_ms,
         )
 
+    def _stopped(self, step: str) -> ProgressView | None:
+        """Where a long task was stopped; None for one that leaves no checkpoints, or is done."""
+        node = node_of(self._driver, Place("", step, ""))
+        if node is None or not node.op.resumable:
+            return None
+        if (known := self._progress(step)) is not None:
+            return known
+        try:
+            (item,) = self._driver.items(StepId(step)).items
+        except StoreError:
+            return None
+        is_done = bool(self._read("SELECT 1 FROM results WHERE task = ?", (item.task,)))
+        return None if is_done else ProgressView(step=0, steps=0)
+
+    def _is_whole(self, step: str) -> bool:
+        node = node_of(self._driver, Place("", step, ""))
+        return node is not None and node.op.grain == "whole"
+
     def _failures(self, run: RunId) -> list[RowFailure]:
         """The first failed rows: those whose task failed, and those that became none."""
         found = self._read(
@@ -109,6 +130,7 @@ class Views:
         )
         steps = dict.fromkeys([*(row[0] for row in found), *(step for step, _ in refusing)])
         items = {step: self._driver.items(step) for step in steps}
+        whole = {step for step in steps if self._is_whole(step)}
         failed = [
             RowFailure(
                 step=name,
@@ -117,6 +139,7 @@ class Views:
                 kind=kind,
                 message=message,
                 detail=detail,
+                whole=step in whole,
             )
             for step, task, kind, message, detail, name in found
             for item in items[step].items

@@ -282,9 +282,19 @@ def _summary(update: Update, story: Story) -> Row:
         "effective_batch": params.batch_size,
         "micro_batch": params.per_device_train_batch_size,
         "resumed_from": story.resumed_from,
-        "notes": story.notes,
+        "notes": [*story.notes, *_lessons(update)],
     }
     return row
+
+
+def _lessons(update: Update) -> list[str]:
+    """What to tell of roll-outs that have nothing to teach; rewards of `ppo` always have."""
+    if update.params.method != "group" or any(one.signal for one in update.rollouts):
+        return []
+    return [
+        f"`{update.params.signal}` is 0 in every row, so nothing was learnt from it: the rewards"
+        " of a group never differed"
+    ]
 
 
 def _halved(params: PolicyUpdateParams, halvings: int) -> PolicyUpdateParams:

@@ -14,6 +14,8 @@ from flowmesh.spec.action import Action, Artifact
 
 _MESSAGE_KEYS = ("role", "content")
 _LEAST_ROWS = 2
+#: Columns that say by their name whether they hold messages; others may hold either.
+_IS_CHAT = {"messages": True, "text": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,8 @@ def read_rows(blobs: Blobs, action: Action, port: str) -> Rows | None:
 
 
 def _checked(table: Sequence[Row], form: DataFormat, port: str) -> Rows:
-    conversational = isinstance(table[0].get(form.required[0]), list)
+    first = form.required[0]
+    conversational = _IS_CHAT.get(first, isinstance(table[0].get(first), list))
     used = [name for name in form.columns if any(row.get(name) is not None for row in table)]
     used += [name for name in form.required if name not in used]
     rows = []
@@ -89,7 +92,7 @@ def _content(value: Any, place: str, *, conversational: bool) -> Any:
             raise Refused(f"{place}: the text is empty")
         return value
     if not isinstance(value, list):
-        raise Refused(f"{place}: expected messages as in row 1, found {_kind(value)}")
+        raise Refused(f"{place}: expected a list of messages, found {_kind(value)}")
     if not value:
         raise Refused(f"{place}: the list of messages is empty")
     return [_message(one, f"{place}, message {n}") for n, one in enumerate(value, 1)]
@@ -115,6 +118,26 @@ def _refuse_equal_pairs(rows: Sequence[Row], port: str) -> None:
             f"`{port}`: {len(equal)} of {len(rows)} pairs have equal `chosen` and `rejected`, the"
             f" first in row {equal[0] + 1}; nothing can be learnt from them: leave them out"
         )
+
+
+def check_losses(params: Any, rows: Rows) -> None:
+    """Refuse losses that the rows have no part for. Raises Refused."""
+    if getattr(params, "completion_only_loss", None) and "prompt" not in rows.format.required:
+        raise Refused(f"`completion_only_loss` needs `{rows.port}` with `prompt` and `completion`")
+    if not getattr(params, "assistant_only_loss", False):
+        return
+    if not rows.conversational:
+        raise Refused(
+            f"`assistant_only_loss` is about chats, and `{rows.port}` holds plain texts; give"
+            " messages, or leave it out"
+        )
+    learnt = rows.format.required[-1]
+    for number, row in enumerate(rows.rows, 1):
+        if not any(message["role"] == "assistant" for message in row[learnt]):
+            raise Refused(
+                f"`{rows.port}`, row {number}, column `{learnt}`: there is no message of the"
+                " assistant, of which `assistant_only_loss` could learn; leave the row out"
+            )
 
 
 def split(data: Rows, share: float, seed: int) -> tuple[Rows, Rows | None]:

@@ -61,9 +61,9 @@ class Job:
         params, action = self._params, self._action
         train = data.read_rows(self._blobs, action, "data")
         assert train is not None, action
-        if getattr(params, "completion_only_loss", None) and "prompt" not in train.format.required:
-            raise Refused("`completion_only_loss` needs `data` with `prompt` and `completion`")
         held = data.read_rows(self._blobs, action, "eval_data")
+        for rows in (train, held) if held is not None else (train,):
+            data.check_losses(params, rows)
         if held is None:
             train, held = data.split(train, params.eval_split, params.seed)
         base = self._blobs.tree(self._model.address)
@@ -263,5 +263,8 @@ class Job:
             "devices": params.devices,
             "resumed_from": self._story.resumed_from,
             "stopped_early": state.global_step < state.max_steps,
-            "notes": self._story.notes,
+            "notes": [
+                *self._story.notes,
+                *outputs.lessons(state.log_history, self._train.rows.rows),
+            ],
         }

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,8 @@ from flowmesh.runtimes.training.watch import JOULES, SECONDS, TOKENS, evaluated,
 #: Of a model's directory: what is written anew, and what is never carried over.
 _OWN = ("*.safetensors", "*.safetensors.index.json", "config.json")
 _LEFT_OUT = (*_OWN, "*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "*.gguf", "README.md")
+#: TRL's name for the share of a step's groups in which all rewards are equal.
+_ALL_EQUAL = "frac_reward_zero_std"
 _VERSIONS = ("torch", "transformers", "trl", "peft")
 
 
@@ -106,6 +109,22 @@ def _finite(entries: list[dict[str, Any]], key: str) -> list[float]:
     """TRL logs null or NaN for what a step had nothing of, as the reward where none was given."""
     values = [entry[key] for entry in entries if entry.get(key) is not None]
     return [value for value in values if math.isfinite(value)]
+
+
+def lessons(log: list[dict[str, Any]], rows: Sequence[Row]) -> list[str]:
+    """What to tell of a training whose rows or rewards had nothing to teach."""
+    labels = {row["label"] for row in rows if "label" in row}
+    if len(labels) == 1:
+        only = "true" if labels.pop() else "false"
+        return [f"every `label` is {only}: nothing in the rows tells good answers from bad ones"]
+    same = [entry[_ALL_EQUAL] for entry in trained(log) if entry.get(_ALL_EQUAL) is not None]
+    if same and min(same) == 1:
+        return [
+            "the rewards of a group never differed, so nothing was learnt from them: look at what"
+            " the reward gives, or draw more or more varied completions (`num_generations`,"
+            " `temperature`)"
+        ]
+    return []
 
 
 def summary_row(log: list[dict[str, Any]], facts: Row) -> Row:

@@ -21,14 +21,6 @@ from flowmesh.spec.table import encode_rows
 #: A column of the trainer's data that leads back to the row's other columns.
 ROW = "flowmesh_row"
 _MB = 1_000_000
-_WRAPPER = "_flowmesh_rewards"
-#: Behind the user's file, so that the numbers of its lines stay.
-_CALL = f"""
-
-def {_WRAPPER}(columns):
-    rewards = {{name}}(**columns)
-    return {{{{"rewards": [None if one is None else float(one) for one in rewards]}}}}
-"""
 
 
 class RewardFunction:
@@ -45,10 +37,7 @@ class RewardFunction:
     ) -> None:
         self._params, self._rows, self._home, self._alone = params, rows, home, alone
         self.__name__: str = params.function
-        with_call = home / "rewards.py"
-        with_call.write_bytes(source.read_bytes() + _CALL.format(name=self.__name__).encode())
-        self._load(source, self.__name__).close()
-        self._process = self._load(with_call, _WRAPPER)
+        self._process = self._load(source, self.__name__)
 
     def __call__(
         self, prompts: list[Any], completions: list[Any], **more: Any
@@ -59,8 +48,8 @@ class RewardFunction:
         columns |= {"prompts": prompts, "completions": completions}
         # Equal completions are judged with equal draws, also after an interruption.
         seed = str(Digest.of(encode_rows([columns])))
-        answer = self._ask(self._process, {"row": columns, "args": {}, "seed": seed})
-        return self._checked(answer["rows"][0]["rewards"], len(completions))
+        answer = self._ask(self._process, {"columns": columns, "seed": seed})
+        return self._checked(answer["rewards"], len(completions))
 
     def close(self) -> None:
         self._process.close()
@@ -97,8 +86,7 @@ class RewardFunction:
         if "memory" in answer:
             raise Refused(f"{name} needs more than `memory_mb`: {self._params.memory_mb} MB")
         if "failed" in answer:
-            said = answer["failed"].replace(f"{_WRAPPER}()", f"{self.__name__}()")
-            raise Refused(f"the reward function: {said}")
+            raise Refused(f"the reward function: {answer['failed']}")
         return answer
 
     def _checked(self, rewards: list[float | None], expected: int) -> list[float | None]:
