@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from flowmesh.cli.main import cli
+from flowmesh.cli.options import App
 from flowmesh.operators.catalog import catalog
 from flowmesh.sdk.client import Client
 from flowmesh.sdk.runs import Run
 from flowmesh.wire import StepView
-from support.fabric import fabric, until
+from support.fabric import Fabric, fabric, until
 from worker_support.climbing import climbed, install, pids, starts, steps_taken
 
 TESTS = Path(__file__).parents[1]

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from flowmesh.base.errors import StoreInUse
@@ -43,6 +46,21 @@ def test_racing_clients_get_one_server_and_a_killed_one_is_replaced(home: Path) 
     os.kill(first, signal.SIGKILL)
     assert one.locate().url.startswith("http://127.0.0.1:")
     assert json.loads((home / "server.json").read_text())["pid"] != first
+
+
+def test_a_request_that_outlasts_the_server_leaves_no_traceback(home: Path) -> None:
+    at = urlsplit(Embedded(home, workers=0).locate().url)
+    assert at.port is not None
+    with socket.create_connection(("127.0.0.1", at.port)) as stuck:
+        head = f"PUT /v1/blobs/{'0' * 64} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+        stuck.sendall(head.encode() + b"part")
+        httpx.get(f"{at.geturl()}/healthz", trust_env=False)  # it has read what came before
+        (server,) = embedded._started
+        server.terminate()
+        assert server.wait(30) == 0
+    log = (home / "logs" / "server.log").read_text()
+    assert "Cancel 1 running task(s)" in log
+    assert "Traceback" not in log
 
 
 def test_a_server_that_cannot_start_says_why(home: Path) -> None:

@@ -48,6 +48,20 @@ def test_a_run_by_hand(client: TestClient) -> None:
     assert [json.loads(line)["q"] for line in told.splitlines()] == ["a", "b"]
 
 
+def test_who_waits_for_news_is_woken_at_the_end(client: TestClient) -> None:
+    """Also where the worker was taken for gone meanwhile, and is heard of again."""
+    driver: Any = client.app.state.driver  # type: ignore[attr-defined]
+    info = {"worker": "w", "host": "h", "runtimes": ["tables"]}
+    body = {"info": info, "wait_ms": 10_000}
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(client.post, "/v1/sync", json=body)
+        until(lambda: "w" in driver.signals._workers, "the worker to be parked")
+        client.portal.call(driver.signals.forget_worker, "w")  # type: ignore[union-attr]
+        until(lambda: "w" in driver.signals._workers, "the worker to be parked again")
+        client.portal.call(driver.signals.close)  # type: ignore[union-attr]
+        assert waiting.result(5).json()["leases"] == []
+
+
 def test_equal_submissions_at_once_are_one_run(client: TestClient) -> None:
     put(client, ROWS)
     with ThreadPoolExecutor(6) as threads:

@@ -243,6 +243,11 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def _says_more_than_cut_off(record: logging.LogRecord) -> bool:
+    """Requests that outlast the end are counted in one line; they need no traceback each."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class _Process:
     """One server process: uvicorn, local workers, and the reasons to end."""
 
@@ -278,6 +283,7 @@ class _Process:
             self._withdraw()
             await self.workers.stop()
             self.app.state.driver.signals.close()
+            logging.getLogger("uvicorn.error").addFilter(_says_more_than_cut_off)
             self.uvicorn.should_exit = True
             await serving
 

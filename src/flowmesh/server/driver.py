@@ -229,7 +229,6 @@ class Driver:
         """
         worker = WorkerId(request.info.worker)
         self.infos[worker] = request.info
-        news = self.signals.worker(worker)
         lacking = self._lacking(request)
         for event in self.checkpoints.events(request, self.now_ms()):
             await self._ledger.step(event)
@@ -251,6 +250,8 @@ class Driver:
         while not settled and not saved and not self.signals.closing:
             if worker not in self.plane.state.workers:
                 break  # lost or gone since it asked: it hears that it runs nothing
+            # Anew each time: a worker that leaves and is heard of again has another one.
+            news = self.signals.worker(worker)
             news.clear()
             leases = self._desired(worker)
             running = set(request.running) - stopping
