@@ -57,6 +57,26 @@ def test_a_folder_is_copied_without_what_may_carry_code(
     assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {0o644}
 
 
+def test_an_adapter_from_elsewhere_can_be_used(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a flowmesh.json nothing but names and shapes says which base it belongs to."""
+    pytest.importorskip("peft")
+    from flowmesh.runtimes.adapters import read_adapter
+    from flowmesh.runtimes.weights import Weights
+    from support.tiny_adapter import make_adapter
+
+    out = tmp_path / "out"
+    made = make_adapter(tiny, tmp_path / "lora")
+    assert model_import.main(["--path", str(made), "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["architecture"] == "LoRA adapter"
+    assert read_adapter(Weights(tiny, "float32"), out, "mine", "sha256:any").updates
+    (made / "adapter_model.safetensors").rename(made / "adapter_model.bin")
+    assert "no adapter_model.safetensors" in refusal(
+        capsys, "--path", str(made), out=tmp_path / "other"
+    )
+
+
 def test_links_become_files_but_may_not_leave_the_folder(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,22 @@ def test_parameters_that_do_not_fit_are_refused(params: dict[str, Any], words: s
         PolicyUpdateParams.model_validate(params)
 
 
+@pytest.mark.parametrize(
+    ("params", "bound", "words"),
+    [
+        ({}, {"value"}, "is for `method: ppo`"),
+        ({}, {"value_model"}, "is for `method: ppo`"),
+        ({"lora": None}, {"adapter"}, "merge it by `merge_adapter`"),
+        ({"method": "ppo", "lora": None}, {"value"}, "merge it by `merge_adapter`"),
+    ],
+)
+def test_ports_that_do_not_fit_are_refused(
+    params: dict[str, Any], bound: set[str], words: str
+) -> None:
+    with pytest.raises(ParamError, match=words):
+        POLICY_UPDATE.check(PolicyUpdateParams.model_validate(params), bound)
+
+
 def test_a_scale_is_for_groups() -> None:
     with pytest.raises(ValidationError, match="`scale` is for `method: group`"):
         AdvantagesParams.model_validate({"method": "rloo", "scale": "none"})

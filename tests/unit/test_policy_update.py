@@ -399,9 +399,6 @@ def test_adapters_that_do_not_fit_are_refused(
     assert "trained for 'SEQ_CLS'" in refused(blobs, swapped)
     swapped = {**ports, "value": found["adapter"]}
     assert "expected is one of a reward or value model" in refused(blobs, swapped, method="ppo")
-    assert "is for `method: ppo`" in refused(blobs, {**ports, "value": found["value"]})
-    both = {**ports, "adapter": found["adapter"]}
-    assert "merge it by `merge_adapter` first" in refused(blobs, both, lora=None)
 
 
 def test_lora_targets_that_do_not_exist_are_refused(blobs: DirBlobs, ports: Ports) -> None:

@@ -4,7 +4,7 @@ With `generate` before them and a reward in between they are one round of RLHF, 
 see docs/policy-optimisation.md. `runtimes/policy/` carries them out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -283,6 +283,19 @@ ADVANTAGES = Operator(
     columns=_advantages_columns,
 )
 
+def _check(params: PolicyUpdateParams, bound: Collection[str]) -> None:
+    if params.method == "group":
+        for port in ("value", "value_model"):
+            if port in bound:
+                message = f"`{port}` is for `method: ppo`; remove it, or change the method"
+                raise ParamError(port, message)
+    if params.lora is None:
+        for port in ("adapter", "value"):
+            if port in bound:
+                message = f"`{port}` is an adapter, and `lora: null` trains all weights of a model"
+                raise ParamError(port, f"{message}; merge it by `merge_adapter`, or remove one")
+
+
 POLICY_UPDATE = Operator(
     name="policy_update",
     version=1,
@@ -308,6 +321,7 @@ POLICY_UPDATE = Operator(
             "model", "the policy that the KL divergence is taken to", required=False
         ),
     },
+    check=_check,
     grain="whole",
     runtime="trl",
     entry="flowmesh.runtimes.policy.engine:open_policy_update",

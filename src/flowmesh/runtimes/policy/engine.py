@@ -145,22 +145,10 @@ class _Setting:
 
 
 def _setting(action: Action, blobs: Blobs, params: PolicyUpdateParams) -> _Setting:
-    """Raises Refused for ports that do not fit the parameters."""
     ports: dict[str, Artifact] = {}
     for port, bound in action.inputs.items():
         assert isinstance(bound, Artifact), port
         ports[port] = bound
-    if params.method == "group":
-        for port in ("value", "value_model"):
-            if port in ports:
-                raise Refused(f"`{port}` is for `method: ppo`; remove it, or change the method")
-    if params.lora is None:
-        for port in ("adapter", "value"):
-            if port in ports:
-                raise Refused(
-                    f"`{port}` is an adapter, and `lora: null` trains all weights of a model; "
-                    "merge it by `merge_adapter` first, or remove `lora: null`"
-                )
     model, whole = ports["model"], ports.get("value_model", ports["model"])
     reference = ports.get("reference_model")
     return _Setting(
