@@ -283,6 +283,7 @@ ADVANTAGES = Operator(
     columns=_advantages_columns,
 )
 
+
 def _check(params: PolicyUpdateParams, bound: Collection[str]) -> None:
     if params.method == "group":
         for port in ("value", "value_model"):
