@@ -22,8 +22,9 @@ from support.training import Bench, FullDisk, Watcher
 _SAY = "import os, sys; os.write(0, sys.argv[1].encode() + b'\\n'); sys.exit(1)"
 _DIES_WITH = """
 import os, subprocess, sys, time
-from flowmesh.runtimes.training.dying import die_with
-die_with(int(sys.argv[1]))
+import signal
+from flowmesh.runtimes.dying import die_with_parent
+die_with_parent(int(sys.argv[1]), signal.SIGKILL)
 if len(sys.argv) == 3:
     os.write(0, b'{"pid": %d}\\n' % os.getpid())
     time.sleep(600)

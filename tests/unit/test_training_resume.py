@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flowmesh.runtimes.base import Stopped
-from flowmesh.runtimes.training.checkpoints import interval_s
+from flowmesh.runtimes.pace import interval_s
 from support.training import Bench, Watcher, rows_for, weights_of
 
 OPERATORS = ("sft", "dpo", "kto", "reward_model", "grpo", "rloo")

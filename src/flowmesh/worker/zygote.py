@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from flowmesh.runtimes.dying import die_with_parent
 from flowmesh.worker import child, frames
-from flowmesh.worker.process import die_with_parent
 
 
 class Zygote:

@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowmesh.runtimes.base import Blobs, Monitor
+from flowmesh.runtimes.pace import Pace
 from flowmesh.runtimes.policy.update import Prepared, Update
 from flowmesh.runtimes.rows import Row
-from flowmesh.runtimes.training.checkpoints import interval_s, is_disk_full
+from flowmesh.runtimes.training.checkpoints import is_disk_full
 
 _STATE, _WEIGHTS, _OPTIMISERS = "state.json", "weights.safetensors", "optimisers.safetensors"
 _PREPARED = "prepared.safetensors"
-#: Of a first checkpoint, until one was measured.
-_GUESSED_COST_S = 1.0
 
 
 @dataclass
@@ -53,27 +52,15 @@ def read_story(folder: Path) -> Story:
 
 
 class Keeper:
-    """Takes checkpoints of one update.
-
-    Attributes:
-        saved_step: the step of the last one that is whole.
-    """
+    """Takes checkpoints of one update, at its pace."""
 
     def __init__(
         self, blobs: Blobs, monitor: Monitor, update: Update, prepared: Prepared, story: Story
     ) -> None:
         self._blobs, self._monitor, self._story = blobs, monitor, story
         self._update, self._prepared = update, prepared
-        self.saved_step = story.step
-        self._cost_s = _GUESSED_COST_S
-        self._since = time.monotonic()
-
-    def is_due(self) -> bool:
-        every_steps = self._update.params.checkpoint_steps
-        if every_steps is not None:
-            return self._story.step - self.saved_step >= every_steps
-        limit = interval_s(self._cost_s, self._monitor.interruptions_per_hour)
-        return time.monotonic() - self._since >= limit
+        self.pace = Pace(update.params.checkpoint_steps, monitor.interruptions_per_hour)
+        self.pace.saved_step = story.step
 
     def save(self) -> None:
         """Take one. A disk that is full costs this checkpoint only, and is noted."""
@@ -88,12 +75,11 @@ class Keeper:
                 f"the disk was full at step {self._story.step}: no checkpoint of it was kept"
             )
         else:
-            self._cost_s = max(time.monotonic() - began, 1e-3)
-            self.saved_step = self._story.step
+            self.pace.saved_step = self._story.step
             self._monitor.saved(tree, self._story.step)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            self._since = time.monotonic()
+            self.pace.took(began)
 
 
 def write(folder: Path, update: Update, prepared: Prepared, story: Story) -> None:

@@ -217,7 +217,7 @@ def _go(update: Update, prepared: Prepared, story: Story, keeper: Keeper, monito
         if monitor.stopping:
             keeper.save()
             raise Stopped
-        if keeper.is_due():
+        if keeper.pace.is_due(story.step):
             keeper.save()
 
 

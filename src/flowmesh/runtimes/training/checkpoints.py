@@ -1,4 +1,4 @@
-"""Checkpoints: when they are taken, and how a trainer's folder becomes a tree of the store.
+"""Checkpoints: how a trainer's folder becomes a tree of the store.
 
 The trainer writes its folder in place, file after file. It counts once its tree is whole; the
 folder stays until the next one is, for an attempt that runs out of memory. Torch's own files in
@@ -7,7 +7,6 @@ it are read back as weights only: nothing is unpickled that could run.
 
 import errno
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import transformers
 
 from flowmesh.runtimes.base import Blobs, Monitor
+from flowmesh.runtimes.pace import Pace
 from flowmesh.runtimes.training import team
 
 #: What the resume needs of a trainer's folder; the tokenizer and the arguments it does not.
@@ -37,18 +37,6 @@ WHOLE = "whole"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: safetensors passes the system's words on; torch tells no more than that it wrote too little.
 _FULL_WORDS = ("No space left on device", "iostream error", "] . unexpected pos ")
-#: Of a first checkpoint, until one was measured.
-_GUESSED_COST_S = 1.0
-_S_PER_HOUR = 3600.0
-
-
-def interval_s(cost_s: float, interruptions_per_hour: float) -> float:
-    """Seconds between checkpoints that waste the least time on them and on work done twice.
-
-    Young's rule: sqrt(2 * cost / rate). J. W. Young, A first order approximation to the
-    optimum checkpoint interval, CACM 17 (9), 1974.
-    """
-    return math.sqrt(2 * cost_s * _S_PER_HOUR / interruptions_per_hour)
 
 
 @dataclass
@@ -80,26 +68,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 class Keeper:
-    """Takes checkpoints of one trainer.
-
-    Attributes:
-        saved_step: the step of the last one that is whole.
-    """
+    """Takes checkpoints of one trainer, at its pace."""
 
     def __init__(
         self, blobs: Blobs, monitor: Monitor, story: Story, every_steps: int | None
     ) -> None:
         self._blobs, self._monitor, self._story = blobs, monitor, story
-        self._every_steps = every_steps
-        self._cost_s = _GUESSED_COST_S
-        self._since = time.monotonic()
-        self.saved_step = 0
-
-    def is_due(self, step: int) -> bool:
-        if self._every_steps is not None:
-            return step - self.saved_step >= self._every_steps
-        limit = interval_s(self._cost_s, self._monitor.interruptions_per_hour)
-        return time.monotonic() - self._since >= limit
+        self.pace = Pace(every_steps, monitor.interruptions_per_hour)
 
     def save(self, trainer: transformers.Trainer, model: Any) -> None:
         """Take one. A disk that is full costs this checkpoint only, and is noted.
@@ -115,13 +90,12 @@ class Keeper:
             folder = root / f"checkpoint-{step}"
             well = well and _written(lambda: self._keep(folder, step))
             shutil.rmtree(folder, ignore_errors=True)
-        self._since = time.monotonic()
-        self._cost_s = max(self._since - began, 1e-3)
+        self.pace.took(began)
         if team.is_first() and not well:
             shutil.rmtree(root / WHOLE, ignore_errors=True)  # room for the next one
             self._story.note(
                 f"the disk was full at step {step}: that checkpoint was not kept, the one of step"
-                f" {self.saved_step} was"
+                f" {self.pace.saved_step} was"
             )
 
     def _keep(self, folder: Path, step: int) -> None:
@@ -133,7 +107,7 @@ class Keeper:
             whole.rename(old)
         folder.rename(whole)
         shutil.rmtree(old, ignore_errors=True)
-        self.saved_step = step
+        self.pace.saved_step = step
         self._monitor.saved(tree, step)
 
     def _packed(self, folder: Path, best: Path) -> Path:

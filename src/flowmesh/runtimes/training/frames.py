@@ -22,6 +22,8 @@ Frame = dict[str, Any]
 LINE_LIMIT_BYTES = 32_000
 #: Longest message and detail of a failure that fit into a line, in characters of up to 6 bytes.
 MESSAGE_LIMIT, DETAIL_LIMIT = 1_000, 4_000
+#: Tells the processes who has started them.
+LAUNCHER_VARIABLE = "FLOWMESH_LAUNCHER"
 
 
 class Channel:

@@ -4,15 +4,17 @@ python -m flowmesh.runtimes.training.launcher PARENT ARGUMENTS...
 """
 
 import os
+import signal
 import sys
 
 from accelerate.commands import launch
 
-from flowmesh.runtimes.training.dying import LAUNCHER_VARIABLE, die_with
+from flowmesh.runtimes.dying import die_with_parent
+from flowmesh.runtimes.training.frames import LAUNCHER_VARIABLE
 
 
 def main(parent: int, arguments: list[str]) -> None:
-    die_with(parent)
+    die_with_parent(parent, signal.SIGKILL)
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     launch.launch_command(launch.launch_command_parser().parse_args(arguments))
 

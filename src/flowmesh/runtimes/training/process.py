@@ -9,6 +9,7 @@ what only that has. See `frames` for the words and `launch` for the other side.
 import errno
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -27,11 +28,17 @@ from flowmesh.runtimes.base import (
     Stopped,
     Unwatched,
 )
+from flowmesh.runtimes.dying import die_with_parent
 from flowmesh.runtimes.training import team
 from flowmesh.runtimes.training.attempts import Start
 from flowmesh.runtimes.training.checkpoints import Story, is_disk_full
-from flowmesh.runtimes.training.dying import LAUNCHER_VARIABLE, die_with
-from flowmesh.runtimes.training.frames import DETAIL_LIMIT, MESSAGE_LIMIT, Channel, Frame
+from flowmesh.runtimes.training.frames import (
+    DETAIL_LIMIT,
+    LAUNCHER_VARIABLE,
+    MESSAGE_LIMIT,
+    Channel,
+    Frame,
+)
 from flowmesh.runtimes.training.isolation import isolated
 from flowmesh.runtimes.training.job import Job
 from flowmesh.runtimes.training.outcomes import outcome_of
@@ -134,7 +141,7 @@ def _attempt(setup: Mapping[str, Any], channel: Channel) -> Result:
 
 def main(setup_file: Path) -> int:
     """The process's exit status: anything but 0 ends the others too."""
-    die_with(int(os.environ[LAUNCHER_VARIABLE]))
+    die_with_parent(int(os.environ[LAUNCHER_VARIABLE]), signal.SIGKILL)
     channel = Channel(socket.socket(fileno=os.dup(0)))
     # Whatever a training starts does not hold the channel open.
     with open(os.devnull) as nothing:

@@ -74,7 +74,7 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         self._began = time.monotonic()
         self._first_step = state.global_step
         self._before = (trained(state.log_history) or [{}])[-1]
-        self._keeper.saved_step = state.global_step
+        self._keeper.pace.saved_step = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         step, last = state.global_step, state.global_step >= state.max_steps
@@ -90,7 +90,7 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
     def _wish(self, step: int) -> int:
         if self._monitor.stopping:
             return _STOP
-        return _SAVE if self._keeper.is_due(step) else _GO_ON
+        return _SAVE if self._keeper.pace.is_due(step) else _GO_ON
 
     def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         entry = state.log_history[-1]
@@ -153,7 +153,7 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         known = (trained(state.log_history) or [entry])[-1]
         rate = known.get("learning_rate", self._params.learning_rate)
         what = {"loss": "the loss", "grad_norm": "the gradient", "eval_loss": "the eval loss"}
-        kept = self._keeper.saved_step
+        kept = self._keeper.pace.saved_step
         tail = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was due before"
         return (
             f"{what[name]} is {entry[name]} at step {state.global_step} of {state.max_steps}, at a"
