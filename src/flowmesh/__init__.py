@@ -22,26 +22,31 @@ if TYPE_CHECKING:
         LimitExceeded,
         NotFound,
         Problem,
+        QuotaExceeded,
         SpecError,
         StoreError,
         Unreachable,
     )
     from flowmesh.sdk.builder import Workflow
     from flowmesh.sdk.client import Client
+    from flowmesh.sdk.limits import Limits
     from flowmesh.sdk.runs import Output, Run
-    from flowmesh.spec.operator import Operator, Params, Port
+    from flowmesh.spec.operator import Amounts, Operator, Params, Port
 
 __all__ = [
     "AccessDenied",
+    "Amounts",
     "Client",
     "FlowMeshError",
     "LimitExceeded",
+    "Limits",
     "NotFound",
     "Operator",
     "Output",
     "Params",
     "Port",
     "Problem",
+    "QuotaExceeded",
     "Run",
     "SpecError",
     "StoreError",
@@ -52,9 +57,11 @@ __all__ = [
 
 _HOMES = {
     "Client": "flowmesh.sdk.client",
+    "Limits": "flowmesh.sdk.limits",
     "Run": "flowmesh.sdk.runs",
     "Output": "flowmesh.sdk.runs",
     "Workflow": "flowmesh.sdk.builder",
+    "Amounts": "flowmesh.spec.operator",
     "Operator": "flowmesh.spec.operator",
     "Params": "flowmesh.spec.operator",
     "Port": "flowmesh.spec.operator",

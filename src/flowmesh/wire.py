@@ -61,12 +61,16 @@ class ArtifactView(Body):
     columns: tuple[str, ...] = ()
 
 
+ObjectiveName = Literal["balanced", "cost", "latency", "energy"]
+
+
 class CreateRun(Body):
     """A workflow with everything local resolved: files and models are digests in the store.
 
     `inputs` holds the artifact of each table and file input, `parameters` the value of each
     plain one that was set, `models` the tree of each entry of the document's `models:`,
     `files` the artifact of each path that the document names (as written there).
+    `deadline_s` after the submission, `budget_usd` and `objective` replace the document's.
     """
 
     document: Annotated[str, Field(max_length=1_000_000)]
@@ -77,6 +81,9 @@ class CreateRun(Body):
     parameters: dict[str, Any] = {}
     models: dict[str, ArtifactView] = {}
     files: dict[str, ArtifactView] = {}
+    deadline_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
+    budget_usd: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    objective: ObjectiveName | None = None
 
 
 class TaskCounts(Body):
@@ -144,7 +151,12 @@ class RowFailure(Body):
 
 
 class RunView(Body):
-    """A run. `outputs` are the workflow's named outputs, known once it has succeeded."""
+    """A run. `outputs` are the workflow's named outputs, known once it has succeeded.
+
+    `cost_usd` is spent, `held_usd` its share of what runs now; both count against `budget_usd`,
+    0 for no limit. `deadline_ms` is 0 for none; `deadline_met` is known once the run has settled
+    or is late.
+    """
 
     run: str
     tenant: str
@@ -161,6 +173,29 @@ class RunView(Body):
     message: str = ""
     submitted_ms: int = 0
     settled_ms: int | None = None
+    budget_usd: float = 0.0
+    held_usd: float = 0.0
+    deadline_ms: int = 0
+    deadline_met: bool | None = None
+    objective: str = ""
+
+
+class TenantView(Body):
+    """A tenant: its weight, its quotas (0 is no limit) and what it uses of them.
+
+    `day_usd` is spent on this day, UTC; `held_usd` is its share of what runs now.
+    """
+
+    tenant: str
+    weight: float = 1.0
+    open_runs: int = 0
+    leases: int = 0
+    leases_limit: int = 0
+    day_usd: float = 0.0
+    held_usd: float = 0.0
+    usd_per_day_limit: float = 0.0
+    stored_bytes: int = 0
+    stored_bytes_limit: int = 0
 
 
 class RunPage(Body):
@@ -224,63 +259,33 @@ class ModelEntry(Body):
     at_ms: int = 0
 
 
-class ModelParent(Body):
-    """A tree that weights were made from. `level` is 1 for what their own step read."""
-
-    level: int
-    used_as: str
-    kind: ModelKind
-    digest: str
-    names: list[str] = []
-    run: str = ""
-    step: str = ""
+Measure = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+#: Trees of a worker's cache that it names, the most recent of them.
+HOLDS_LIMIT = 200
 
 
-class ModelData(Body):
-    """A table that the step which made the weights read; `rows` is -1 where not known."""
+class DeviceBody(Body):
+    """What a worker's machine can do, as `core.fleet.Device`: by its data sheet or measured.
 
-    used_as: str
-    source: str
-    digest: str
-    rows: int = -1
-
-
-class Evaluation(Body):
-    """The first row of a `summary` table that a step measured with the weights."""
-
-    step: str
-    op: str
-    values: dict[str, Any]
-
-
-class ModelCard(Body):
-    """All that is known of a tree of weights.
-
-    `run` to `evaluations` are those of the tenant's newest run that made it, and empty for
-    what came from outside. `training` is the first row of that step's `summary` table; where
-    that tells no loss, with `last_loss` from its `metrics`.
+    Machines of one `kind` take equal times; 0 for what is not known (yet).
     """
 
-    what: str
-    kind: ModelKind
-    digest: str
-    size_bytes: int
-    names: list[str] = []
-    source: str = ""
-    history: list[ModelEntry] = []
-    run: str = ""
-    step: str = ""
-    port: str = ""
-    op: str = ""
-    params: dict[str, Any] = {}
-    parents: list[ModelParent] = []
-    data: list[ModelData] = []
-    training: dict[str, Any] = {}
-    evaluations: list[Evaluation] = []
+    kind: Annotated[str, Field(max_length=200)] = ""
+    flops_per_s: Measure = 0.0
+    bandwidth_bytes_per_s: Measure = 0.0
+    memory_bytes: Count = 0
+    load_bytes_per_s: Measure = 0.0
+    fetch_bytes_per_s: Measure = 0.0
+    idle_w: Amount = 0.0
+    busy_w: Amount = 0.0
 
 
 class WorkerInfo(Body):
-    """What a worker is and offers; sent whole with every sync."""
+    """What a worker is and offers; sent whole with every sync.
+
+    `place` is a region or site, `instance` the rented machine it runs on, `holds` the newest
+    trees in its cache.
+    """
 
     worker: Annotated[str, Field(min_length=1, max_length=200)]
     host: str
@@ -293,6 +298,11 @@ class WorkerInfo(Body):
     #: Batch keys whose engine is warm.
     warm: tuple[str, ...] = ()
     version: str = ""
+    device: DeviceBody = DeviceBody()
+    place: Annotated[str, Field(max_length=200)] = ""
+    holds: Annotated[tuple[DigestText, ...], Field(max_length=HOLDS_LIMIT)] = ()
+    instance: Annotated[str, Field(max_length=200)] = ""
+    interruptions_per_hour: Amount = 0.0
 
 
 class WorkerView(WorkerInfo):
@@ -301,11 +311,29 @@ class WorkerView(WorkerInfo):
     running: int = 0
 
 
+class BatchReport(Body):
+    """What a whole batch took, as `core.events.BatchTiming`."""
+
+    tasks: Annotated[int, Field(ge=1, le=COUNT_LIMIT)]
+    fetch_s: Amount = 0.0
+    fetch_bytes: Count = 0
+    load_s: Amount = 0.0
+    load_bytes: Count = 0
+    exec_s: Amount = 0.0
+    prompt_tokens: Count = 0
+    decode_steps: Count = 0
+    output_tokens: Count = 0
+    work: Measure = 0.0
+    joules: Measure = 0.0
+    cpu_s: Amount = 0.0
+
+
 class TaskReport(Body):
     """How one task of a lease ended: `result` is `spec.action.Result.encode()`, or a failure.
 
     `seconds` are those that a failed attempt took; a result says so itself. `missing` is the
-    digest of an input that the store could not give.
+    digest of an input that the store could not give. `batch` comes with the last report of what
+    was executed together.
     """
 
     lease: Count
@@ -316,6 +344,7 @@ class TaskReport(Body):
     detail: str = ""
     seconds: Amount = 0.0
     missing: Literal[""] | DigestText = ""
+    batch: BatchReport | None = None
 
 
 Fact = Annotated[float, Field(allow_inf_nan=False)]
@@ -360,12 +389,14 @@ class SyncRequest(Body):
 class LeaseTask(Body):
     """One task of a lease: its action document is line `line` of the blob `pack`.
 
-    `checkpoint` is the tree to go on from, if an earlier attempt left one.
+    `checkpoint` is the tree to go on from, if an earlier attempt left one. `work` is what the
+    server takes it to be, in units of its batch key.
     """
 
     task: str
     pack: str
     line: int
+    work: float = 0.0
     checkpoint: Literal[""] | DigestText = ""
 
 

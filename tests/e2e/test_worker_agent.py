@@ -13,6 +13,7 @@ import pytest
 
 from flowmesh.base.digest import Digest, fingerprint
 from flowmesh.base.errors import AccessDenied, Unreachable
+from flowmesh.core.datasheet import THREAD_BYTES_PER_S
 from flowmesh.spec.action import INLINE_LIMIT_BYTES, Action, Artifact
 from flowmesh.stores.files import FileStore
 from flowmesh.stores.trees import put_tree
@@ -25,6 +26,8 @@ from worker_support.server import PATIENCE_S, FakeServer
 TESTS = Path(__file__).parents[1]
 
 Start = Callable[..., Awaitable["asyncio.Task[None]"]]
+#: What a worker of half the speed says of its memory before it was measured.
+GUESS = THREAD_BYTES_PER_S / 2
 
 
 @pytest.fixture
@@ -120,6 +123,36 @@ async def test_time_is_shared_out_by_tokens(server: FakeServer, start: Start) ->
     tasks = await server.grant(1, act("count", tokens=10), act("count", tokens=30))
     few, many = [result.usage.seconds for result in await server.results(*tasks)]
     assert many == pytest.approx(3 * few)
+
+
+async def test_the_last_report_tells_what_the_batch_took(server: FakeServer, start: Start) -> None:
+    await start()
+    tasks = await server.grant(1, act("count", tokens=10), act("count", tokens=30))
+    cold = [report.batch for report in await server.reported(*tasks) if report.batch]
+    [batch] = cold
+    assert (batch.tasks, batch.output_tokens, batch.decode_steps) == (2, 40, 30)
+    assert batch.load_s > batch.exec_s > 0, "to start a process takes longer than this batch"
+    assert batch.fetch_bytes > 0 and batch.fetch_s > 0, "the pack of its documents"
+    assert batch.cpu_s > 0 and batch.joules > 0
+    tasks = await server.grant(2, act("echo", text="a"))
+    [warm] = await server.reported(*tasks)
+    assert warm.batch is not None and warm.batch.load_s == 0
+
+
+async def test_a_worker_describes_its_machine(
+    server: FakeServer, start: Start, tmp_path: Path
+) -> None:
+    model = _model(server, tmp_path)
+    slow = {"slowdown": 2.0, "place": "here", "instance": "i-1", "interruptions_per_hour": 3.0}
+    await start(**slow)
+    await server.results(*await server.grant(1, act("look", inputs={"model": model})))
+    await server.until(lambda: server.syncs[-1].info.device.bandwidth_bytes_per_s != GUESS)
+    info = server.syncs[-1].info
+    assert info.holds == (model.digest,)
+    assert (info.place, info.instance, info.interruptions_per_hour) == ("here", "i-1", 3.0)
+    assert info.device.kind == server.syncs[0].info.device.kind, "known at once"
+    assert info.device.kind.endswith("-1t-slow2")
+    assert info.device.busy_w > 0
 
 
 async def test_what_is_done_is_reported_while_the_rest_runs(

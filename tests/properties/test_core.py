@@ -16,8 +16,9 @@ from flowmesh.core.events import (
     WorkerGone,
 )
 from flowmesh.core.machine import ControlPlane
+from flowmesh.core.plan import Utility
 from flowmesh.core.records import Failure, OnError, StepStatus
-from flowmesh.core.utility import Weights
+from flowmesh.core.utility import PRESETS
 from support.core import Bench, spec
 
 workers = st.sampled_from(["v", "w"])
@@ -153,7 +154,7 @@ class AnyHistory(RuleBasedStateMachine):
             assert all(task.avoid is not None for task in ready)
 
     def teardown(self) -> None:
-        later = ControlPlane(Weights(usd_per_busy_s=9.0))
+        later = ControlPlane(Utility(PRESETS["latency"]))
         later.replay(self.bench.journal)
         assert later.state == self.bench.plane.state
 

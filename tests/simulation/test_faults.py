@@ -8,8 +8,9 @@ import pytest
 
 from flowmesh.core.apply import REOPEN_LIMIT
 from flowmesh.core.machine import ControlPlane
+from flowmesh.core.plan import Utility
 from flowmesh.core.records import RunStatus
-from flowmesh.core.utility import Weights
+from flowmesh.core.utility import PRESETS
 from flowmesh.sim.world import World
 
 MINUTE_MS = 60_000
@@ -64,14 +65,14 @@ def test_the_same_seed_gives_the_same_history_in_any_process() -> None:
 def test_a_new_policy_replays_an_old_journal(seed: int) -> None:
     world = World(seed)
     world.run(until_ms=HOUR_MS)
-    later = ControlPlane(Weights(usd_per_busy_s=9.0, patience_s=0.1))
+    later = ControlPlane(Utility(PRESETS["cost"]))
     later.replay(world.journal)
     assert later.state == world.plane.state
 
 
 def test_long_tasks_are_gone_on_with() -> None:
     """That no lease repeats what is saved is asserted on the way, in `World`."""
-    worlds = [World(seed) for seed in range(4)]
+    worlds = [World(seed) for seed in range(8)]
     for world in worlds:
         world.run(until_ms=15 * MINUTE_MS)
     assert sum(world.resumed for world in worlds) > 4

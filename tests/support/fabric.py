@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from flowmesh.sdk.client import Client
@@ -32,11 +32,15 @@ def until(holds: Callable[[], object], what: str, patience_s: float = PATIENCE_S
 
 
 class Fabric:
-    """`flowmesh up` with `workers` local workers, in `home`, on one port for its life."""
+    """`flowmesh up` with `workers` local workers, in `home`, on one port for its life.
 
-    def __init__(self, home: Path, *, workers: int = 2) -> None:
+    `options` are further ones of `flowmesh up`.
+    """
+
+    def __init__(self, home: Path, *, workers: int = 2, options: Sequence[str] = ()) -> None:
         self.home = home
         self.workers = workers
+        self.options = options
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.server: subprocess.Popen[bytes] | None = None
@@ -46,7 +50,7 @@ class Fabric:
     def start(self) -> None:
         self.home.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "flowmesh", "up", "--home", str(self.home)]
-        command += ["--port", str(self.port), "--workers", str(self.workers)]
+        command += ["--port", str(self.port), "--workers", str(self.workers), *self.options]
         with (self.home / "up.log").open("ab") as log:
             self.server = subprocess.Popen(command, stdout=log, stderr=log)
         until(lambda: self._noted() == self.server.pid, "the server to start")  # type: ignore[union-attr]
@@ -119,8 +123,8 @@ def _words(pid: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def fabric(home: Path, *, workers: int = 2) -> Iterator[Fabric]:
-    running = Fabric(home, workers=workers)
+def fabric(home: Path, *, workers: int = 2, options: Sequence[str] = ()) -> Iterator[Fabric]:
+    running = Fabric(home, workers=workers, options=options)
     running.start()
     try:
         yield running

@@ -24,9 +24,9 @@ DOCUMENT = json.dumps(
 )
 
 
-def serving(home: Path, token: str | None = None) -> TestClient:
+def serving(home: Path, token: str | None = None, **settings: Any) -> TestClient:
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    return TestClient(create_app(ServerSettings(home, token=token)), headers=headers)
+    return TestClient(create_app(ServerSettings(home, token=token, **settings)), headers=headers)
 
 
 def put(client: TestClient, data: bytes, tenant: str = "default") -> str:

@@ -7,9 +7,9 @@ import pytest
 from flowmesh.base.ids import WorkerId
 from flowmesh.core import retry
 from flowmesh.core.events import PlaneStarted, Tick, WorkerGone, WorkerSynced
+from flowmesh.core.fleet import Worker
 from flowmesh.core.plan import AVOID_MS, LEASE_MS
-from flowmesh.core.records import Failure, RunStatus, Worker
-from flowmesh.core.utility import Option, Weights, score
+from flowmesh.core.records import Failure, RunStatus
 from support.core import Bench, granted, spec
 
 
@@ -96,14 +96,6 @@ def test_a_warm_worker_is_preferred() -> None:
     assert bench.running("warm") == [("x",)]
 
 
-def test_the_score_keeps_what_a_cold_start_costs() -> None:
-    warm = score(Option(10.0, 1.0, 0.0, 0.0, 0.0, 1.0), Weights())
-    cold = score(Option(10.0, 1.0, 5.0, 0.0, 0.0, 1.0), Weights())
-    assert (warm.value, warm.start) == (cold.value, 0.0)
-    assert warm.total - cold.total == pytest.approx(cold.start)
-    assert cold.start == pytest.approx(warm.value * 5 / 15)
-
-
 def test_a_silent_worker_loses_its_leases_at_the_deadline_and_not_before() -> None:
     bench = Bench()
     bench.submit("a", [spec("x")])
@@ -162,7 +154,7 @@ def test_another_worker_is_waited_for_a_while_and_no_longer() -> None:
     bench.submit("a", [spec("x")])
     bench.sync("w")
     bench.sync("v")
-    bench.submit("b", [spec("y")])
+    bench.submit("b", [spec("y", key="other")])
     assert bench.running("v") == [("y",)]
     bench.sync("w", failed={"x": Failure.TRANSIENT})
     bench.now_ms += 1_000

@@ -115,7 +115,7 @@ def expanded(operator: str, adapter: str) -> tuple[str, str]:
     trees = {port: Artifact("tree", str(Digest.of(n.encode()))) for port, n in names.items()}
     made = expand(node, {"rows": rows, **trees}, [{}], Scope("r", "t", "d"))
     (task,) = made.actions
-    return task, made.keys[task][0]
+    return task, made.batch_key
 
 
 @pytest.mark.parametrize("operator", ["generate", "choose"])
@@ -171,5 +171,6 @@ def test_shaped_rows_have_the_declared_columns() -> None:
 
 def test_work_grows_with_prompt_and_answer() -> None:
     short, long = task(prompt="p"), task(prompt="p" * 1000)
-    assert GENERATE.work(short) < GENERATE.work(long)
-    assert GENERATE.work(short) < GENERATE.work(task(prompt="p", max_tokens=1000))
+    least = GENERATE.amounts_of(short, {}).work
+    assert least < GENERATE.amounts_of(long, {}).work
+    assert least < GENERATE.amounts_of(task(prompt="p", max_tokens=1000), {}).work

@@ -94,6 +94,14 @@ def test_results_hold_text_reason_and_counts(engine: Engine) -> None:
     assert result(outcome).usage.prompt_tokens > 5
 
 
+def test_passes_are_counted_that_write_for_all_rows(engine: Engine) -> None:
+    before = engine.steps  # type: ignore[attr-defined]
+    short = generate("a", prompt="What is blue?", max_tokens=4)
+    found = run(engine, short, generate("b", prompt="What is red?", max_tokens=8))
+    longest = max(result(one).usage.generated_tokens for one in found.values())
+    assert engine.steps - before == longest - 1  # type: ignore[attr-defined]  # the prompt gives one
+
+
 def test_tokens_are_told_if_asked_for(engine: Engine) -> None:
     weights = engine.weights  # type: ignore[attr-defined]
     found = row(run(engine, generate("t", prompt="Why?", logprobs=True, tokens=True))["t"])

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from flowmesh.base.errors import NotFound, SpecError
+from flowmesh.cards import Evaluation, ModelCard
 from flowmesh.cli.cards import cell, listing, side_by_side, told
 from flowmesh.cli.main import cli
 from flowmesh.cli.options import App
@@ -17,7 +18,7 @@ from flowmesh.sdk.client import Client
 from flowmesh.sdk.compare import compare
 from flowmesh.sdk.runs import Run
 from flowmesh.server.lineage import DEPTH_LIMIT
-from flowmesh.wire import Evaluation, LineageNode, ModelCard
+from flowmesh.wire import LineageNode
 from support.models import TOKEN, Bench, bench, training
 
 

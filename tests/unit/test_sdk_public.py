@@ -9,15 +9,18 @@ import flowmesh
 
 PUBLIC = [
     "AccessDenied",
+    "Amounts",
     "Client",
     "FlowMeshError",
     "LimitExceeded",
+    "Limits",
     "NotFound",
     "Operator",
     "Output",
     "Params",
     "Port",
     "Problem",
+    "QuotaExceeded",
     "Run",
     "SpecError",
     "StoreError",

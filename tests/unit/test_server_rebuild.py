@@ -25,6 +25,7 @@ TABLES = (
     "attempts",
     "leases",
     "lease_runs",
+    "lease_steps",
     "artifacts",
     "uses",
     "progress",

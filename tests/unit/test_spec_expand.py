@@ -54,7 +54,8 @@ def test_a_row_becomes_one_task_with_all_that_counts() -> None:
     }
     assert fingerprint(made.actions[why]) == why
     assert Action.of(made.actions[why]).document() == made.actions[why]
-    assert made.keys == dict.fromkeys((why, how), (f"write@1/fake/float32/{MODEL.digest}", 16.0))
+    assert made.batch_key == f"write@1/fake/float32/{MODEL.digest}"
+    assert {task: one.work for task, one in made.amounts.items()} == {why: 16.0, how: 16.0}
 
 
 def test_samples_are_items_in_order_and_greedy_ones_share_a_task() -> None:
@@ -107,7 +108,7 @@ def test_an_operator_sees_the_columns_it_asks_for(columns: str, row: dict[str, A
     step = node(f"op: script, rows: '${{inputs.rows}}', file: f.py, columns: {columns}")
     made = expanded(step, {"q": 1, "p": 2})
     ((task, action),) = made.actions.items()
-    assert made.keys[task] == ("script@1", 1.0)
+    assert (made.batch_key, made.amounts[task].work) == ("script@1", 1.0)
     assert action["params"] == (
         {} if row is None else {"row": json.dumps(row, separators=(",", ":"))}
     )

@@ -154,7 +154,9 @@ def test_devices_are_asked_for_and_counted(op: Operator) -> None:
     assert op.devices(op.params()) == 1
     several = op.params(devices=4)  # type: ignore[call-arg]
     assert op.devices(several) == 4
-    assert op.work(several.model_dump()) == 4 * op.work(op.params().model_dump())
+    steps = {"max_steps": 3}
+    one = op.amounts_of({**op.params().model_dump(), **steps}, {})
+    assert op.amounts_of({**several.model_dump(), **steps}, {}).work == 4 * one.work
 
 
 def test_groups_are_whole_over_all_devices() -> None:
@@ -169,5 +171,5 @@ def test_groups_are_whole_over_all_devices() -> None:
 def test_work_grows_with_steps_and_batch() -> None:
     sft = BY_NAME["sft"]
     plain = sft.params(max_steps=10).model_dump()  # type: ignore[call-arg]
-    assert sft.work(plain) == 80
-    assert sft.work({**plain, "gradient_accumulation_steps": 2}) == 160
+    assert sft.amounts_of(plain, {}).work == 80
+    assert sft.amounts_of({**plain, "gradient_accumulation_steps": 2}, {}).work == 160

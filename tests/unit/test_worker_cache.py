@@ -86,6 +86,18 @@ async def test_a_tree_goes_with_its_blobs_and_can_be_had_again(
         assert (folder / "a").read_bytes() == b"aaaa", "its blobs are pinned with it"
 
 
+async def test_the_newest_trees_are_said_to_be_held(
+    server: FakeServer, transport: Transport, tmp_path: Path
+) -> None:
+    trees = [_tree(server, tmp_path / name, {name: b"x"}) for name in "abc"]
+    cache = Cache(tmp_path / "home", transport, limit_bytes=10_000)
+    with cache.pin() as pin:
+        for tree in (*trees, trees[0]):
+            await cache.tree(tree, pin)
+    assert cache.held(2) == (trees[0], trees[2])
+    assert pin.fetched_bytes == sum(tree.size_bytes for tree in trees) + 1, "equal files come once"
+
+
 async def test_a_later_process_finds_the_blobs_and_clears_the_rest(
     server: FakeServer, transport: Transport, tmp_path: Path
 ) -> None:

@@ -165,3 +165,13 @@ async def test_a_home_that_cannot_be_is_named(tmp_path: Path) -> None:
     settings = WorkerSettings(server="http://127.0.0.1:9", home=tmp_path / "file" / "home")
     with pytest.raises(SpecError, match=r"cannot use .*home: Not a directory"):
         await agent.work(settings, asyncio.Event())
+
+
+def test_an_engine_is_warm_for_all_operators_that_share_it() -> None:
+    from flowmesh.operators.catalog import catalog
+    from flowmesh.worker.offers import warm_keys
+
+    found = warm_keys(("generate@1/transformers/float32/sha256:a/1", "dedupe@1"), catalog())
+    assert "choose@1/transformers/float32/sha256:a/1" in found and "transform@1" in found
+    assert "transform@1/transformers/float32/sha256:a/1" not in found
+    assert "choose@1/transformers/float32/sha256:b/1" not in found

@@ -10,8 +10,11 @@
     - StoreFull          the store has no room for more
     - BlobMissing        the store does not hold this digest
     - DigestMismatch     a copy is damaged; it is set aside, never returned
+  + ProviderError        machines cannot be rented, listed or given back just now
+    - LaunchRefused      this one cannot be rented; nothing was launched
   + Unreachable          the service does not answer (exit code 3)
   + LimitExceeded        a documented limit; the message names it
+  + QuotaExceeded        more than the tenant may use here (exit code 2)
 
 A task's failure is none of these: it is a record, see `core/records.py`.
 """
@@ -90,6 +93,12 @@ class LimitExceeded(FlowMeshError):
     exit_code = 2
 
 
+class QuotaExceeded(FlowMeshError):
+    code = "quota_exceeded"
+    http_status = 429
+    exit_code = 2
+
+
 class Unreachable(FlowMeshError):
     code = "unreachable"
     http_status = 503
@@ -135,3 +144,18 @@ class DigestMismatch(StoreError):
     def __init__(self, *, want: Digest, got: Digest, source: str) -> None:
         super().__init__(f"{source} returned {got} for {want}; the copy is damaged and set aside")
         self.want, self.got, self.source = want, got, source
+
+
+class ProviderError(FlowMeshError):
+    """A provider of machines failed, or did not answer: what was asked may have been done."""
+
+    code = "provider_failed"
+    http_status = 502
+    retryable = True
+
+
+class LaunchRefused(ProviderError):
+    """A machine cannot be rented, and none was: its offer is gone, or a quota is used up."""
+
+    code = "launch_refused"
+    retryable = False

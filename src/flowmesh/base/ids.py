@@ -10,3 +10,6 @@ StepId = NewType("StepId", str)
 TaskId = NewType("TaskId", str)
 LeaseId = NewType("LeaseId", int)
 WorkerId = NewType("WorkerId", str)
+OfferId = NewType("OfferId", str)
+#: A rented machine; counted by the core, and the provider's tag for it.
+InstanceId = NewType("InstanceId", str)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from flowmesh.cli.output import size, table
 
 if TYPE_CHECKING:
+    from flowmesh.cards import ModelCard
     from flowmesh.sdk.compare import Line
-    from flowmesh.wire import ModelCard, ModelEntry, ModelView
+    from flowmesh.wire import ModelEntry, ModelView
 
 #: Hex digits of a digest that people are shown.
 _SHORT = len("sha256:") + 12

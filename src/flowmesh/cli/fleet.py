@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,18 @@ _MEMORY = click.option(
 @_MEMORY
 @click.option("--weight", "weights", type=Weight(), multiple=True,
               help="A tenant's share beside others', as alice=2; 1 if not given.")  # fmt: skip
+@click.option("--tenants", "tenants_file", type=click.Path(path_type=Path, dir_okay=False),
+              help="YAML: by tenant its weight, leases, usd_per_day, stored_bytes.")  # fmt: skip
 @click.option("--attended", is_flag=True, hidden=True, help="Leave when the last client has gone.")
 @process
 def up(
     app: App,
     host: str,
     port: int,
-    workers: int,
-    usd_per_hour: float,
     memory: int | None,
     weights: tuple[tuple[str, float], ...],
-    attended: bool,
+    tenants_file: Path | None,
+    **options: Any,
 ) -> None:
     """Start a server with local workers.
 
@@ -60,19 +62,22 @@ def up(
     \b
     Example: flowmesh up --port 8420 --workers 2
     """
+    from flowmesh.server import quotas
     from flowmesh.server.app import ServerSettings, serve
 
     _log_to_stderr()
+    tenants = quotas.load(tenants_file) if tenants_file else {}
+    for name, weight in weights:
+        known = tenants.get(name, quotas.TenantSettings())
+        tenants[name] = replace(known, weight=weight)
     settings = ServerSettings(
         home=app.home.absolute(),
         host=host,
         port=port,
         token=app.token,
-        workers=workers,
-        weights=dict(weights),
-        usd_per_hour=usd_per_hour,
+        tenants=tenants,
         memory_bytes=memory,
-        attended=attended,
+        **options,
     )
     settings.check()
     note(f"starting on {host}:{port}, data in {settings.home}; stop with Ctrl-C")
@@ -95,6 +100,12 @@ def up(
 @click.option("--interruptions-per-hour", default=0.01, show_default=True,
               type=click.FloatRange(min=0, min_open=True),
               help="How often this machine may be taken away.")  # fmt: skip
+@click.option("--place", envvar="FLOWMESH_PLACE", default="",
+              help="Region or site of this machine; moves between may cost.")  # fmt: skip
+@click.option("--instance", envvar="FLOWMESH_INSTANCE", default="", hidden=True,
+              help="The rented machine that this is, as the server named it.")  # fmt: skip
+@click.option("--slowdown", default=1.0, type=click.FloatRange(1, 1000), hidden=True,
+              help="Take this many times as long, by idling; for tests.")  # fmt: skip
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), hidden=True,
               help="The server's store, where it is on this machine.")  # fmt: skip
 @click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True),
@@ -159,7 +170,7 @@ def workers(app: App) -> None:
         emit([one.model_dump(mode="json") for one in found])
         return
     headers = (
-        *("worker", "host", "offers", "slots", "running"),
+        *("worker", "host", "kind", "offers", "slots", "running"),
         *("devices", "memory", "usd/h", "heard"),
     )
     now_ms = time.time() * 1000
@@ -167,6 +178,7 @@ def workers(app: App) -> None:
         (
             one.worker,
             one.host,
+            one.device.kind or "unknown",
             ",".join(one.runtimes),
             one.slots,
             one.running,

@@ -58,7 +58,8 @@ def _run_row(view: "RunView") -> tuple[object, ...]:
 def show(app: App, run: str, wait: bool) -> None:
     """Show how RUN stands.
 
-    Its steps, failed rows, cost and outputs, now or at its end.
+    Its steps, failed rows, cost and outputs, now or at its end; and what was forecast when it
+    was submitted beside what came of it, by step.
 
     \b
     Exit status: 0, 2 there is no such run, 3 the service cannot be reached;
@@ -67,6 +68,7 @@ def show(app: App, run: str, wait: bool) -> None:
     \b
     Example: flowmesh show r-0123456789ab --wait
     """
+    from flowmesh.cli.compared import show_compared
     from flowmesh.cli.progress import follow
     from flowmesh.cli.run import farewell
     from flowmesh.cli.summary import run_document, show_summary
@@ -76,10 +78,12 @@ def show(app: App, run: str, wait: bool) -> None:
         if wait and found.last.status == "running":
             app.farewell = farewell(found.id, client.is_embedded)
             follow(found)
+        plan = found.plan()
     if app.as_json:
-        emit(run_document(found.last))
+        emit({**run_document(found.last), "plan": plan.model_dump(mode="json")})
     else:
         show_summary(found.last)
+        show_compared(plan)
     if wait and found.last.status != "succeeded":
         click.get_current_context().exit(1)
 

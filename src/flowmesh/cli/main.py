@@ -16,7 +16,7 @@ import click
 
 from flowmesh.base.errors import FlowMeshError, SpecError
 from flowmesh.base.version import __version__
-from flowmesh.cli import fleet, inspect, models, run, store
+from flowmesh.cli import estimates, explain, fleet, inspect, models, plan, run, sim, store, tenants
 from flowmesh.cli.options import DEFAULT_HOME, App, Commands
 from flowmesh.cli.output import emit, note
 
@@ -46,17 +46,22 @@ def cli() -> None:
 
 for command in (
     run.run,
+    plan.plan,
     run.validate,
     inspect.runs,
     inspect.show,
+    explain.explain,
     inspect.outputs,
     inspect.cancel,
     inspect.lineage,
     fleet.up,
     fleet.worker,
     fleet.workers,
+    estimates.estimates,
+    tenants.tenants,
     models.models,
     store.store,
+    sim.sim,
     run.schema,
 ):
     cli.add_command(command)

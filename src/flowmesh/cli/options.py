@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowmesh.base.nearest import nearest
+from flowmesh.base.sizes import size_bytes
 from flowmesh.cli.output import note
 
 if TYPE_CHECKING:
     from flowmesh.sdk.client import Client
 
 DEFAULT_HOME = "~/.flowmesh"
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 @dataclass(slots=True)
@@ -85,10 +84,10 @@ class Size(click.ParamType[int, str | int]):
     ) -> int:
         if isinstance(value, int):
             return value
-        found = _SIZE.fullmatch(value.strip())
-        if found is None:
-            self.fail(f"{value!r} is no size; expected bytes, as 2000000000, 512MB or 4GiB")
-        return int(float(found[1]) * (1024 if found[3] else 1000) ** _POWERS[found[2].lower()])
+        try:
+            return size_bytes(value)
+        except ValueError as error:
+            self.fail(str(error))
 
 
 class Weight(click.ParamType[tuple[str, float], str | tuple[str, float]]):

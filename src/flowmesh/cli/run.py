@@ -1,7 +1,8 @@
 """`flowmesh run`, `validate` and `schema`: from a file to results."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,17 +19,42 @@ _INPUT = click.option(
     "--input", "inputs", multiple=True, metavar="NAME=FILE", help="File of a table or file input."
 )
 _FILE = click.argument("file", type=click.Path(path_type=Path))
+_WORKERS = click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Local workers, if the embedded server has to be started.",
+)
+_KEY = click.option("--key", help="Idempotency key: the same key gives the same run.")
+_DEADLINE = click.option(
+    "--deadline", help="When it should have settled, as 30min; else the workflow's."
+)
+_BUDGET = click.option(
+    "--budget",
+    type=float,
+    metavar="USD",
+    help="The most it may spend, in dollars; else the workflow's.",
+)
+_OBJECTIVE = click.option(
+    "--objective",
+    type=click.Choice(["balanced", "cost", "latency", "energy"]),
+    help="What its placement weighs most; else the workflow's.",
+)
+
+
+def workflow_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `run` and `plan` are told alike."""
+    options = (_FILE, _SET, _INPUT, _WORKERS, _KEY, _DEADLINE, _BUDGET, _OBJECTIVE)
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
-@_FILE
-@_SET
-@_INPUT
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64),
-              help="Local workers, if the embedded server has to be started.")  # fmt: skip
+@workflow_options
 @click.option("--wait/--no-wait", default=True, show_default=True,
               help="Stay until the run has settled.")  # fmt: skip
-@click.option("--key", help="Idempotency key: the same key gives the same run.")
 @service
 def run(
     app: App,
@@ -38,6 +64,7 @@ def run(
     workers: int,
     wait: bool,
     key: str | None,
+    **limits: Any,
 ) -> None:
     """Run the workflow in FILE.
 
@@ -55,10 +82,13 @@ def run(
     """
     from flowmesh.cli.progress import follow
     from flowmesh.cli.summary import run_document, show_summary
+    from flowmesh.sdk.limits import Limits
 
-    prepared = _prepared(file, settings, inputs)
+    may_take = Limits(limits["deadline"], limits["budget"], limits["objective"])
+    may_take.fields()  # a wrong one is told before anything is sent
+    prepared = prepared_of(file, settings, inputs)
     with app.client(workers) as client:
-        started = client.start(prepared, key=key)
+        started = client.start(prepared, key=key, limits=may_take)
         app.farewell = farewell(started.id, client.is_embedded)
         if not wait:
             if client.is_embedded:
@@ -104,7 +134,7 @@ def validate(app: App, file: Path, settings: tuple[str, ...], inputs: tuple[str,
     \b
     Example: flowmesh validate quickstart.yaml --set samples=2
     """
-    prepared = _prepared(file, settings, inputs)
+    prepared = prepared_of(file, settings, inputs)
     graph = prepared.graph
     counts = {
         "steps": len(graph.steps),
@@ -136,7 +166,8 @@ def schema(app: App) -> None:
     emit(json_schema(catalog()))
 
 
-def _prepared(file: Path, settings: tuple[str, ...], inputs: tuple[str, ...]) -> "Prepared":
+def prepared_of(file: Path, settings: tuple[str, ...], inputs: tuple[str, ...]) -> "Prepared":
+    """What the options of a command name, checked. Raises SpecError."""
     given, files = pairs(settings, "--set"), pairs(inputs, "--input")
     from flowmesh.sdk.prepare import prepare
 

@@ -1,5 +1,6 @@
 """What came of a run: for people as text, for scripts as one document."""
 
+import time
 from typing import Any
 
 from flowmesh.cli.output import heading, say, table, usd
@@ -37,6 +38,7 @@ def show_summary(view: RunView) -> None:
     work = f"{_counted(tasks.total, 'distinct task')} in {_counted(view.batches, 'batch', 'es')}"
     say(f"{work}; {spared} {'was' if spared == 1 else 'were'} not executed again")
     say(f"cost {usd(view.cost_usd)}, saved {usd(view.saved_usd)}")
+    _show_limits(view)
     _show_failures(view)
     if view.outputs:
         say()
@@ -66,6 +68,17 @@ def _show_running(view: RunView) -> None:
         say()
     for step in going:
         say(f"{step.step}  {in_words(step)}")
+
+
+def _show_limits(view: RunView) -> None:
+    """How it stands against its budget and its deadline."""
+    if view.budget_usd:
+        held = f"; {usd(view.held_usd)} more held for what runs" if view.held_usd else ""
+        say(f"spent {usd(view.cost_usd)} of {usd(view.budget_usd)}{held}")
+    if view.deadline_ms:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.deadline_ms / 1000))
+        words = {None: "is ahead", True: "was met", False: "was missed"}
+        say(f"deadline {at} {words[view.deadline_met]}")
 
 
 def _counted(count: int, what: str, plural: str = "s") -> str:

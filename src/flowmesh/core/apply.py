@@ -3,12 +3,17 @@
 Settled runs and their steps leave the state at once; the read models keep them.
 """
 
-from dataclasses import replace
 from typing import assert_never
 
-from flowmesh.base.ids import RunId, StepId, TaskId
-from flowmesh.core import checkpoints, estimate, tasks
-from flowmesh.core.decisions import Decision, GrantLease, LoseWorker
+from flowmesh.base.ids import RunId, StepId, TenantId, WorkerId
+from flowmesh.base.replacing import replace
+from flowmesh.core import arrivals, checkpoints, learning, money, renting, tasks
+from flowmesh.core.decisions import (
+    Decision,
+    GrantLease,
+    LoseWorker,
+    StopRun,
+)
 from flowmesh.core.events import (
     Event,
     PlaneStarted,
@@ -19,11 +24,12 @@ from flowmesh.core.events import (
     StepExpanded,
     StepReopened,
     TaskProgressed,
-    TaskResult,
+    TenantChanged,
     Tick,
     WorkerGone,
     WorkerSynced,
 )
+from flowmesh.core.fleet import Worker
 from flowmesh.core.records import (
     Lease,
     OnError,
@@ -32,23 +38,19 @@ from flowmesh.core.records import (
     Step,
     StepStatus,
     Tenant,
-    Worker,
 )
 from flowmesh.core.state import State
 
-ESTIMATES_LIMIT = 10_000
 #: Times that a step is taken up again for something lost; then the store is beyond our help.
 REOPEN_LIMIT = 3
 
 
 def apply(state: State, record: Event | Decision) -> None:
     """Change `state` by one record. A clock that went back is taken to stand still."""
-    state.now_ms = max(state.now_ms, record.at_ms)
-    tasks.wake(state)
-    _forget_runs(state)
+    _advance(state, record.at_ms)
     match record:
-        case RunSubmitted():
-            _run_submitted(state, record)
+        case RunSubmitted() | RunCancelled() | TenantChanged():
+            _of_runs(state, record)
         case StepExpanded():
             _step_expanded(state, record)
         case StepAssembled():
@@ -57,18 +59,40 @@ def apply(state: State, record: Event | Decision) -> None:
             _step_reopened(state, record)
         case WorkerSynced():
             _worker_synced(state, record)
-        case RunCancelled():
-            _run_cancelled(state, record)
         case TaskProgressed() | ProgressForgotten():
             checkpoints.take(state, record)
         case GrantLease():
             _grant_lease(state, record)
         case LoseWorker() | WorkerGone():
-            _remove_worker(state, record, counts=True)
+            _remove_worker(state, record.worker, counts=True)
+        case StopRun():
+            _settle(state, record.run, RunStatus.FAILED, record.reason)
         case PlaneStarted() | Tick():
             _time_passed(state, record)
         case _:
-            assert_never(record)
+            for worker_id in renting.take(state, record):
+                _remove_worker(state, worker_id, counts=False)
+
+
+def _advance(state: State, at_ms: int) -> None:
+    """Time passes: what is due happens."""
+    before_ms, state.now_ms = state.now_ms, max(state.now_ms, at_ms)
+    if state.now_ms // money.DAY_MS > before_ms // money.DAY_MS:
+        money.day_began(state)
+    tasks.wake(state)
+    _forget_runs(state)
+
+
+def _of_runs(state: State, event: RunSubmitted | RunCancelled | TenantChanged) -> None:
+    match event:
+        case RunSubmitted():
+            _run_submitted(state, event)
+        case RunCancelled():
+            _run_cancelled(state, event)
+        case TenantChanged():
+            money.changed(state, event)
+        case _:
+            assert_never(event)
 
 
 def _time_passed(state: State, event: PlaneStarted | Tick) -> None:
@@ -84,6 +108,8 @@ def _run_submitted(state: State, event: RunSubmitted) -> None:
     _tenant_arrives(state, run)
     state.changes.heard = True
     state.put_run(replace(run, open_steps=len(event.steps)))
+    if run.budget_usd:
+        state.budgeted[run.id] = None
     for step in event.steps:
         state.put_step(replace(step, missing=len(step.upstream)))
         for upstream in step.upstream:
@@ -124,6 +150,8 @@ def _step_expanded(state: State, event: StepExpanded) -> None:
     if event.skipped:
         _settle_step(state, replace(step, status=StepStatus.SKIPPED))
         return
+    if event.wanted:
+        learning.keep(state.demands, event.wanted[0].batch_key, event.demand)
     step = replace(
         step,
         status=StepStatus.RUNNING,
@@ -139,6 +167,9 @@ def _step_expanded(state: State, event: StepExpanded) -> None:
         return
     for task_id in event.lost:
         tasks.forget(state, task_id)
+    if event.wanted:
+        new = sum(spec.id not in state.tasks for spec in event.wanted)
+        arrivals.note(state, event.wanted[0].batch_key, new)
     done = [spec for spec in event.wanted if not tasks.want(state, step.id, spec)]
     pending = len(event.wanted) - len(done)
     step = replace(step, reused=step.reused + len(done), pending=pending)
@@ -170,17 +201,17 @@ def _step_reopened(state: State, event: StepReopened) -> None:
     if step.reopened >= REOPEN_LIMIT:
         _fail_step(state, replace(step, message=event.message))
         return
-    run = state.runs[step.run]
+    steps = state.runs[step.run].steps
     again = {step.id: None}
-    for step_id in run.steps:
+    for step_id in steps:
         if any(before in again for before in state.steps[step_id].upstream):
             again[step_id] = None
     for step_id in again:
         _back_to_waiting(state, step_id)
     for step_id in again:
         _wait_for(state, step_id)
-    done = sum(state.steps[step_id].status in SETTLED for step_id in run.steps)
-    state.put_run(replace(run, open_steps=len(run.steps) - done))
+    done = sum(state.steps[step_id].status in SETTLED for step_id in steps)
+    state.put_run(replace(state.runs[step.run], open_steps=len(steps) - done))
     state.put_step(replace(state.steps[step.id], reopened=step.reopened + 1))
     _expand(state, step.id)
 
@@ -243,8 +274,9 @@ def _settle(state: State, run_id: RunId, status: RunStatus, message: str) -> Non
         state.dependents.pop(step_id, None)
     for step_id in run.steps:
         del state.steps[step_id]
-    state.put_run(replace(run, status=status, message=message))
+    state.put_run(replace(state.runs[run_id], status=status, message=message))
     del state.runs[run_id]
+    state.budgeted.pop(run_id, None)
     state.settled_ms[run_id] = state.now_ms
     tenant = state.tenants[run.tenant]
     state.tenants[run.tenant] = replace(tenant, open_runs=tenant.open_runs - 1)
@@ -278,40 +310,31 @@ def _worker_synced(state: State, event: WorkerSynced) -> None:
             devices=event.devices,
             memory_bytes=event.memory_bytes,
             draining=event.draining,
+            device=event.device,
+            place=event.place,
+            holds=event.holds,
+            instance=event.instance,
+            interruptions_per_hour=event.interruptions_per_hour,
         )
     )
+    renting.heard(state, state.workers[event.worker])
     for result in event.results:
-        _learn(state, result)
+        learning.learn(state, result, event.worker)
         tasks.reported(state, result, event.worker)
     _fail_steps_with_failures(state)
     if event.leaving:
-        _remove_worker(state, event, counts=False)
+        _remove_worker(state, event.worker, counts=False)
 
 
-def _learn(state: State, result: TaskResult) -> None:
-    task = state.tasks.get(result.task)
-    if task is None or task.lease != result.lease or result.failure is not None:
-        return
-    if checkpoints.start_of(state.leases[result.lease], task.id):
-        return  # it took less than the whole of it does
-    key, work = task.spec.batch_key, task.spec.work
-    state.estimates[key] = estimate.learnt(state.estimates.pop(key, None), work, result.seconds)
-    if len(state.estimates) > ESTIMATES_LIMIT:
-        del state.estimates[next(iter(state.estimates))]
-
-
-def _remove_worker(
-    state: State, record: WorkerSynced | WorkerGone | LoseWorker, *, counts: bool
-) -> None:
-    worker = state.workers.get(record.worker)
+def _remove_worker(state: State, worker_id: WorkerId, *, counts: bool) -> None:
+    worker = state.workers.get(worker_id)
     if worker is None:
         return
     for lease_id in worker.leases:
         tasks.lost(state, lease_id, counts=counts)
     _fail_steps_with_failures(state)
     assert not state.workers[worker.id].leases, worker
-    del state.workers[worker.id]
-    state.idle.pop(worker.id, None)
+    state.remove_worker(worker.id)
 
 
 def _grant_lease(state: State, choice: GrantLease) -> None:
@@ -326,6 +349,8 @@ def _grant_lease(state: State, choice: GrantLease) -> None:
         choice.tasks,
         state.now_ms,
         tuple(state.tasks[task_id].checkpoint for task_id in choice.tasks),
+        choice.expected,
+        worker.device.kind,
     )
     state.leases[lease.id] = lease
     state.lease_left[lease.id] = dict.fromkeys(choice.tasks)
@@ -333,26 +358,29 @@ def _grant_lease(state: State, choice: GrantLease) -> None:
     runs: dict[RunId, None] = {}
     for task_id in choice.tasks:
         tasks.leased(state, task_id, lease.id)
-        runs |= dict.fromkeys(tasks.waiting_runs(state, task_id))
-        _charge(state, choice, task_id)
+        runs |= dict.fromkeys(money.waiting_runs(state, task_id))
+    _charge(state, choice)
+    money.granted(state, lease)
     state.changes.granted.append((lease, tuple(runs)))
 
 
-def _charge(state: State, choice: GrantLease, task_id: TaskId) -> None:
-    """Virtual time: what a task should cost, shared by the tenants that wait for it."""
-    known = state.estimates.get(choice.batch_key, estimate.PRIOR)
-    seconds = state.tasks[task_id].spec.work * known.unit_s
-    waiting = [state.runs[run].tenant for run in tasks.waiting_runs(state, task_id)]
-    for tenant_id in waiting:
-        tenant = state.tenants[tenant_id]
-        share = seconds * VIRTUAL_USD_PER_S / len(waiting) / tenant.weight
-        virtual_usd = tenant.virtual_usd + share
-        state.tenants[tenant_id] = replace(tenant, virtual_usd=virtual_usd)
-
-
-#: The rate of virtual time. One for all workers, so that a tenant is not charged for where
-#: the policy puts its work.
-VIRTUAL_USD_PER_S = 0.001
+def _charge(state: State, choice: GrantLease) -> None:
+    """Virtual time: what each task should cost, by its work, for the tenants that wait for it."""
+    amounts = [state.tasks[task_id].spec.work for task_id in choice.tasks]
+    total = sum(amounts)
+    if not total:
+        amounts, total = [1.0] * len(amounts), float(len(amounts))
+    charged: dict[TenantId, float] = {}
+    for task_id, amount in zip(choice.tasks, amounts, strict=True):
+        runs = money.waiting_runs(state, task_id)
+        usd = choice.expected.reference_usd * amount / total / len(runs)
+        for run in runs:
+            tenant = state.runs[run].tenant
+            charged[tenant] = charged.get(tenant, 0.0) + usd
+    for tenant_id, usd in charged.items():
+        known = state.tenants[tenant_id]
+        virtual_usd = known.virtual_usd + usd / known.weight
+        state.tenants[tenant_id] = replace(known, virtual_usd=virtual_usd)
 
 
 def _forget_runs(state: State) -> None:

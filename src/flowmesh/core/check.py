@@ -2,7 +2,9 @@
 
 from math import isclose
 
-from flowmesh.core import pool
+from flowmesh.base.ids import LeaseId, RunId
+from flowmesh.core import money, pool, renting
+from flowmesh.core.fleet import InstanceStatus
 from flowmesh.core.records import StepStatus, TaskStatus
 from flowmesh.core.state import State
 
@@ -14,6 +16,8 @@ def check(state: State) -> None:
     _steps(state)
     _pool(state)
     _checkpoints(state)
+    _instances(state)
+    _money(state)
     assert not state.failing
     assert all(state.done.values()) and all(state.ended.values())
 
@@ -22,7 +26,8 @@ def _tasks(state: State) -> None:
     for task in state.tasks.values():
         key = pool.key_of(task.spec)
         queues = state.ready[key].queues if key in state.ready else {}
-        filed = task.id in queues.get(task.tenant, {}).get(task.priority, {})
+        lots = queues.get(task.tenant, {}).get(task.priority, {})
+        filed = task.id in lots.get(pool.lot_of(task), {})
         assert filed == (task.status is TaskStatus.READY), task
         delayed = task.id in state.delayed.get(task.due_ms, {})
         assert delayed == (task.status is TaskStatus.DELAYED), task
@@ -76,15 +81,17 @@ def _steps(state: State) -> None:
 
 def _pool(state: State) -> None:
     for key in state.ready.values():
-        filed = [
-            state.tasks[task_id]
-            for by_priority in key.queues.values()
-            for queue in by_priority.values()
-            for task_id in queue
-        ]
+        lots = tuple(pool.lots(key))
+        filed = [state.tasks[task_id] for lot in lots for task_id in lot]
+        assert all(lots), key
         assert key.count == len(filed) > 0, key
         assert isclose(key.work, sum(t.spec.work for t in filed), abs_tol=1e-6), key
-        assert all(queue for queues in key.queues.values() for queue in queues.values()), key
+        assert key.prompt_tokens == sum(t.spec.prompt_tokens for t in filed), key
+        assert key.output_tokens == sum(t.spec.output_tokens for t in filed), key
+        assert key.prefix_tokens == sum(t.spec.prefix_tokens for t in filed), key
+        prefixed = [bool(state.tasks[next(iter(lot))].spec.prefix) for lot in lots]
+        assert key.prefixes == sum(prefixed), key
+        assert all(all(queues.values()) and queues for queues in key.queues.values()), key
     for due_ms, tasks in state.delayed.items():
         assert tasks, due_ms
 
@@ -100,3 +107,50 @@ def _checkpoints(state: State) -> None:
     for left in state.left.values():
         assert left.checkpoint and left.step > 0, left
     assert not state.stopping.keys() & state.leases.keys()
+
+
+def _money(state: State) -> None:
+    """What is held is what the live leases say, to the last bit."""
+    holds: dict[RunId, dict[LeaseId, tuple[int, float]]] = {}
+    for lease in state.leases.values():
+        for task_id in state.lease_left[lease.id]:
+            runs = money.waiting_runs(state, task_id)
+            share = money.share_usd(money.task_usd(lease), len(runs))
+            for run_id in runs:
+                tasks, usd = holds.setdefault(run_id, {}).get(lease.id, (0, 0.0))
+                holds[run_id][lease.id] = (tasks + 1, usd + share)
+    known = {
+        run: {lease: (hold.tasks, hold.usd) for lease, hold in mine.items()}
+        for run, mine in state.holds.items()
+    }
+    assert known == holds
+    for run in state.runs.values():
+        assert run.held_usd == sum(usd for _, usd in holds.get(run.id, {}).values()), run
+        assert run.spent_usd >= 0 and (run.id in state.budgeted) == bool(run.budget_usd), run
+    for tenant in state.tenants.values():
+        mine = [holds.get(run.id, {}) for run in state.runs.values() if run.tenant == tenant.id]
+        assert tenant.held_usd == sum(usd for held in mine for _, usd in held.values()), tenant
+        assert tenant.leases == len({lease for held in mine for lease in held}), tenant
+        assert tenant.day_usd >= 0, tenant
+    assert state.budgeted.keys() <= state.runs.keys()
+    assert state.lease_tenants.keys() <= state.leases.keys()
+
+
+def _instances(state: State) -> None:
+    for worker in state.workers.values():
+        if worker.instance:
+            assert worker.id in state.hosted[worker.instance], worker
+    for instance_id, hosted in state.hosted.items():
+        assert hosted, instance_id
+        assert all(state.workers[one].instance == instance_id for one in hosted), instance_id
+    for instance in state.instances.values():
+        assert instance.id != renting.next_id(state), instance
+        workers = [state.workers[one] for one in state.hosted.get(instance.id, ())]
+        busy = any(worker.leases for worker in workers)
+        assert bool(instance.quiet_ms) == bool(instance.running_ms and not busy), instance
+        assert all(worker.draining for worker in workers if not instance.takes_work), instance
+        started = instance.status is not InstanceStatus.LAUNCHING
+        assert bool(instance.running_ms) <= started, instance
+        assert instance.running_ms or instance.status is not InstanceStatus.RUNNING, instance
+        assert instance.listed or not instance.missed, instance
+        assert instance.missed < renting.MISSED, instance

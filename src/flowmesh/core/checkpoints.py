@@ -6,9 +6,9 @@ runs it next. Only where a lease could not read the one that it was given does i
 its beginning again. It outlives the task: who asks for the same work later goes on from it.
 """
 
-from dataclasses import replace
 
 from flowmesh.base.ids import LeaseId, TaskId, WorkerId
+from flowmesh.base.replacing import replace
 from flowmesh.core.events import ProgressForgotten, TaskProgressed
 from flowmesh.core.records import Lease, Left, Stop, Task, TaskStatus
 from flowmesh.core.state import Progressed, State

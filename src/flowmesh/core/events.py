@@ -5,8 +5,9 @@ New fields need defaults, and none is ever renamed or given a new meaning: old j
 
 from dataclasses import dataclass
 
-from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
-from flowmesh.core.records import Failure, Run, Step, TaskSpec
+from flowmesh.base.ids import InstanceId, LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.core.fleet import Device, Offer
+from flowmesh.core.records import Demand, Failure, Quota, Run, Step, TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class StepExpanded:
         lost: tasks among `wanted` whose results are gone, even if they are remembered here.
         saved_usd: what the results found had cost when they were made.
         turn: of the step, when its expansion began; another one is void.
+        demand: of the batch key of `wanted`; all tasks of a step have the same.
     """
 
     at_ms: int
@@ -50,6 +52,7 @@ class StepExpanded:
     saved_usd: float = 0.0
     record: str = ""
     turn: int = 0
+    demand: Demand = Demand()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,42 @@ class StepReopened:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchTiming:
+    """What a whole batch took, told with the last result of its lease.
+
+    Attributes:
+        tasks: that were executed together; fewer than the lease had if it became smaller.
+        fetch_s, fetch_bytes: for what was not on the worker's disk.
+        load_s, load_bytes: for an engine that was cold; 0 if it was warm.
+        exec_s: from the first row's start to the last one's end.
+        prompt_tokens: read, without what a shared prefix saved.
+        decode_steps: of the longest row.
+        output_tokens: generated, by all rows.
+        work: of tasks without tokens, in the units of `TaskSpec.work`.
+        joules: 0 where not known.
+        cpu_s: processor time of the process that executed it, and of those it started.
+    """
+
+    tasks: int
+    fetch_s: float = 0.0
+    fetch_bytes: int = 0
+    load_s: float = 0.0
+    load_bytes: int = 0
+    exec_s: float = 0.0
+    prompt_tokens: int = 0
+    decode_steps: int = 0
+    output_tokens: int = 0
+    work: float = 0.0
+    joules: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
     """How one task of a lease ended.
 
-    `output` is opaque here: the driver's projection keeps it. `seconds` is what this task
-    took of its worker's time.
+    `output` is opaque here: the driver's projection keeps it. `seconds` and `joules` are what
+    this task took of its worker. `output_tokens` is how many it generated.
     """
 
     lease: LeaseId
@@ -93,6 +127,9 @@ class TaskResult:
     message: str = ""
     detail: str = ""
     seconds: float = 0.0
+    output_tokens: int = 0
+    joules: float = 0.0
+    batch: BatchTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +150,11 @@ class WorkerSynced:
     devices: int = 1
     memory_bytes: int = 0
     draining: bool = False
+    device: Device = Device()
+    place: str = ""
+    holds: tuple[str, ...] = ()
+    instance: InstanceId = InstanceId("")
+    interruptions_per_hour: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +212,38 @@ class ProgressForgotten:
     tasks: tuple[TaskId, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TenantChanged:
+    """Whoever runs the deployment has set a tenant's weight and quota."""
+
+    at_ms: int
+    tenant: TenantId
+    weight: float = 1.0
+    quota: Quota = Quota()
+
+
+@dataclass(frozen=True, slots=True)
+class OffersListed:
+    """All that a provider offers now; what it offered before is void."""
+
+    at_ms: int
+    provider: str
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesListed:
+    """All instances that a provider holds for us: its list is the truth.
+
+    `failed`: instances that it could not launch, and why.
+    """
+
+    at_ms: int
+    provider: str
+    instances: tuple[InstanceId, ...]
+    failed: tuple[tuple[InstanceId, str], ...] = ()
+
+
 Event = (
     RunSubmitted
     | StepExpanded
@@ -182,6 +256,9 @@ Event = (
     | PlaneStarted
     | TaskProgressed
     | ProgressForgotten
+    | TenantChanged
+    | OffersListed
+    | InstancesListed
 )
 EVENTS: tuple[type, ...] = (
     RunSubmitted,
@@ -195,4 +272,7 @@ EVENTS: tuple[type, ...] = (
     PlaneStarted,
     TaskProgressed,
     ProgressForgotten,
+    TenantChanged,
+    OffersListed,
+    InstancesListed,
 )

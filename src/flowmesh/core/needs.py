@@ -3,7 +3,8 @@
 from typing import Protocol
 
 from flowmesh.base.ids import StepId
-from flowmesh.core.records import TaskStatus, Worker
+from flowmesh.core.fleet import Worker
+from flowmesh.core.records import TaskStatus
 from flowmesh.core.state import State
 
 #: A task is ready for so long before anybody is told that no worker fits: one may be starting.

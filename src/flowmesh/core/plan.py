@@ -1,145 +1,115 @@
 """The policy: what to do next. Reads the state, changes nothing."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
 
-from flowmesh.base.ids import LeaseId, TaskId
-from flowmesh.core import estimate, needs, pool
-from flowmesh.core.apply import VIRTUAL_USD_PER_S
-from flowmesh.core.decisions import GrantLease, LoseWorker
-from flowmesh.core.records import Worker
-from flowmesh.core.state import ReadyKey, State
-from flowmesh.core.utility import Option, Score, Weights, importance, score
+from flowmesh.base.ids import TaskId
+from flowmesh.base.replacing import replace
+from flowmesh.core import budgets, holding, options, placement, pool
+from flowmesh.core.board import Board
+from flowmesh.core.decisions import Decision, GrantLease
+from flowmesh.core.estimate import Coefficients, coefficients
+from flowmesh.core.fleet import Device, Offer, Worker
+from flowmesh.core.placement import AVOID_MS
+from flowmesh.core.scale import FleetLimits, Scaler
+from flowmesh.core.state import State
+from flowmesh.core.story import STORY_LIMIT, Explained
+from flowmesh.core.utility import PRESETS, Knobs, Score, Weights
+
+__all__ = ["AVOID_MS", "LEASE_MS", "Policy", "Utility", "score_of"]
 
 #: A worker that is silent for so long is lost.
 LEASE_MS = 15_000
-#: How long a task waits for another worker than the one it failed on.
-AVOID_MS = 5_000
+#: The whole policy, and nothing to rent.
+ALL_ON, NO_FLEET = Knobs(), FleetLimits()
+#: When work that nobody may run now is looked at again.
+AGAIN_MS = 1_000
 
 
-def expire(state: State) -> Iterator[LoseWorker]:
-    for worker in state.workers.values():
-        if state.now_ms - worker.heard_ms >= LEASE_MS:
-            yield LoseWorker(state.now_ms, worker.id)
+class Policy(Protocol):
+    """Chooses. It may keep an index of the state, by `State.touched`, and changes nothing else.
 
-
-#: What the score depends on in a worker, beside the batch key.
-Kind = tuple[tuple[str, ...], float, tuple[str, ...], int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A key of the pool on idle workers that are alike, the longest idle first."""
-
-    workers: tuple[Worker, ...]
-    key: str
-    score: Score
-
-
-def _rank(candidate: Candidate) -> tuple[float, str, str]:
-    """Total first; ids after it, so that equal scores give one answer everywhere."""
-    return (candidate.score.total, candidate.workers[0].id, candidate.key)
-
-
-def _kinds(state: State) -> dict[Kind, list[Worker]]:
-    kinds: dict[Kind, list[Worker]] = {}
-    for worker_id in state.idle:
-        worker = state.workers[worker_id]
-        has = (worker.devices, worker.memory_bytes)
-        kind = (worker.runtimes, worker.usd_per_hour, worker.warm, *has)
-        kinds.setdefault(kind, []).append(worker)
-    return kinds
-
-
-def place(state: State, weights: Weights) -> GrantLease | None:
-    """Choose the best batch and worker, or None where nothing fits.
-
-    Keys are compared by their totals and equal workers are one candidate, so no task is
-    looked at before its key has won, and no worker before its kind has.
+    A policy drives one plane only.
     """
-    if not state.ready or not state.idle:
+
+    def decide(self, state: State) -> Decision | None:
+        """The next decision, or None; asked again after each one was applied."""
+
+    def wakes_ms(self, state: State) -> int | None:
+        """When it should be asked again, if nothing happens before."""
+
+
+class Utility:
+    """The one policy of a deployment: the best batch by rate, but for those whose turn it is.
+
+    Attributes:
+        board: its index of the state.
+        story: the last decisions, with what else could have been done.
+    """
+
+    def __init__(
+        self,
+        weights: Weights = PRESETS["balanced"],
+        knobs: Knobs = ALL_ON,
+        fleet: FleetLimits = NO_FLEET,
+    ) -> None:
+        self.weights = weights
+        self.knobs = knobs
+        self.board = Board(weights, knobs)
+        self.story: deque[Explained] = deque(maxlen=STORY_LIMIT)
+        self._watch = budgets.Watch()
+        self._scaler = Scaler(fleet)
+
+    def decide(self, state: State) -> Decision | None:
+        """Money first, then what is here, then what could be rented or given back."""
+        choice: Decision | None = self._watch.decide(state)
+        if choice is None and state.idle and state.ready:
+            choice = self._place(state)
+        if choice is None:
+            choice = self._scaler.decide(state, self.weights, self._predict)
+            if choice is not None:
+                self.story.append(Explained(choice))
+        return choice
+
+    def wakes_ms(self, state: State) -> int | None:
+        wakes = (
+            self._watch.wakes_ms(state),
+            self.board.wakes_ms(state),
+            self._scaler.wakes_ms(state),
+        )
+        return min((one for one in wakes if one is not None), default=None)
+
+    def _place(self, state: State) -> GrantLease | None:
+        board = self.board
+        board.look(state)
+        for cell in board.cells(state):
+            hold = holding.better(state, board, cell)
+            if hold is not None:
+                board.wait(cell, hold.until_ms, hold.reason)
+                continue
+            found = placement.grant(state, board, cell)
+            if found is None:
+                board.wait(cell, state.now_ms + AGAIN_MS, "avoided or out of budget")
+                continue
+            choice, batch = found
+            board.granted(state, cell, choice, batch)
+            self.story.append(board.explained(state, cell, choice))
+            return choice
         return None
-    served_usd = best_served_usd(state)
-    kinds = _kinds(state)
-    for best in sorted(_candidates(state, kinds, served_usd, weights), key=_rank, reverse=True):
-        for worker in best.workers:
-            tasks = batch(state, worker, best.key)
-            if tasks:
-                batch_key = pool.batch_key(state, state.ready[best.key])
-                option = option_of(state, worker, batch_key, tasks, served_usd)
-                return GrantLease(
-                    at_ms=state.now_ms,
-                    lease=LeaseId(state.next_lease),
-                    worker=worker.id,
-                    batch_key=batch_key,
-                    tasks=tasks,
-                    score=score(option, weights),
-                )
-    return None
+
+    def _predict(self, state: State, batch_key: str, device: Device) -> Coefficients:
+        """Estimates as the knobs have them."""
+        known = coefficients(state, batch_key, device, learning=self.knobs.learning)
+        wrong = options.misjudged(batch_key, device.kind, self.knobs)
+        return replace(known, seconds=tuple(each * wrong for each in known.seconds))
 
 
-def _candidates(
-    state: State, kinds: dict[Kind, list[Worker]], served_usd: float, weights: Weights
-) -> Iterator[Candidate]:
-    for name, key in state.ready.items():
-        heads, batch_key = tuple(pool.heads(key)), pool.batch_key(state, key)
-        for workers in kinds.values():
-            if needs.fits(workers[0], key):
-                sample = option_of(state, workers[0], batch_key, heads, served_usd)
-                option = _outline(state, key, sample)
-                yield Candidate(tuple(workers), name, score(option, weights))
-
-
-def _outline(state: State, key: ReadyKey, sample: Option) -> Option:
-    """A full batch of a key, from the key's totals and the option of the heads of its queues."""
-    first = state.tasks[next(pool.heads(key))]
-    size = min(key.count, first.batch_limit)
-    unit_s = state.estimates.get(first.spec.batch_key, estimate.PRIOR).unit_s
-    return replace(sample, work_s=size * key.work / key.count * unit_s)
-
-
-def option_of(
-    state: State,
-    worker: Worker,
-    batch_key: str,
-    tasks: tuple[TaskId, ...],
-    served_usd: float,
-) -> Option:
-    """The option of running exactly these tasks on this worker."""
-    unit_s = state.estimates.get(batch_key, estimate.PRIOR).unit_s
-    chosen = [state.tasks[task_id] for task_id in tasks]
-    weight = sum(importance(state.tenants[t.tenant].weight, t.priority) for t in chosen)
-    return Option(
-        work_s=sum(task.spec.work for task in chosen) * unit_s,
-        importance=weight / len(chosen),
-        start_s=estimate.start_s(warm=batch_key in worker.warm),
-        wait_s=(state.now_ms - min(task.since_ms for task in chosen)) / 1000,
-        lag_usd=served_usd - min(state.tenants[t.tenant].virtual_usd for t in chosen),
-        usd_per_hour=worker.usd_per_hour,
-    )
-
-
-def best_served_usd(state: State) -> float:
-    """The virtual time of the tenant with open runs that has received the most."""
-    return max(tenant.virtual_usd for tenant in state.tenants.values() if tenant.open_runs)
-
-
-def batch(state: State, worker: Worker, name: str) -> tuple[TaskId, ...]:
-    """The tasks of one batch out of a key of the pool, in fair order, as many as each allows."""
-    key = state.ready[name]
-    unit_s = state.estimates.get(pool.batch_key(state, key), estimate.PRIOR).unit_s
-    others = any(
-        other.id != worker.id and needs.fits(other, key) and not other.draining
-        for other in state.workers.values()
-    )
-    picked: list[TaskId] = []
-    limit: int | None = None
-    for task_id in pool.in_fair_order(state, key, unit_s * VIRTUAL_USD_PER_S):
-        task = state.tasks[task_id]
-        if others and task.avoid == worker.id and state.now_ms < task.due_ms + AVOID_MS:
-            continue
-        limit = task.batch_limit if limit is None else min(limit, task.batch_limit)
-        if len(picked) >= limit:
-            break
-        picked.append(task_id)
-    return tuple(picked)
+def score_of(
+    state: State, policy: Utility, worker: Worker | Offer, tasks: Sequence[TaskId]
+) -> Score:
+    """What these ready tasks, of one key of the pool, would be worth as one batch there now."""
+    policy.board.look(state)
+    row = policy.board.rows[pool.key_of(state.tasks[tasks[0]].spec)]
+    batch = placement.batch_of(state, row, tasks)
+    return placement.scored(state, policy.board, row, worker, batch)[0]

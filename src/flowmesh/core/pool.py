@@ -1,56 +1,100 @@
-"""The ready pool: which tasks could run now, by batch key and needs, tenant and priority.
+"""The ready pool: which tasks could run now, by batch key and needs, tenant, priority and lot.
 
-Law: `file` and `withdraw` keep it in step with the tasks. `in_fair_order` only reads.
+Law: `file` and `withdraw` keep it in step with the tasks. The others only read. Nothing here
+costs time for a task that is not near the head of its queue.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from math import inf
 
-from flowmesh.base.ids import TaskId
+from flowmesh.base.ids import TaskId, TenantId
 from flowmesh.core.records import Task, TaskSpec
 from flowmesh.core.state import ReadyKey, State
 
 
 def key_of(spec: TaskSpec) -> str:
     """The place of a task in the pool: what has equal keys fits the same workers."""
-    if (spec.devices, spec.memory_bytes) == (1, 0):
+    if spec.devices == 1 and spec.memory_bytes == 0:
         return spec.batch_key
     return f"{spec.batch_key} {spec.devices} {spec.memory_bytes}"
 
 
+def lot_of(task: Task) -> str:
+    """What tasks are kept together by: those of one step, of which some share a prefix."""
+    prefix = task.spec.prefix
+    return f"{task.owner} {prefix}" if prefix else task.owner
+
+
 def file(state: State, task: Task) -> None:
-    """Put a ready task at the end of its queue."""
+    """Put a ready task at the end of its lot."""
     spec = task.spec
-    fresh = ReadyKey(spec.runtime, devices=spec.devices, memory_bytes=spec.memory_bytes)
-    key = state.ready.setdefault(key_of(spec), fresh)
-    queue = key.queues.setdefault(task.tenant, {}).setdefault(task.priority, {})
-    assert task.id not in queue, task
-    queue[task.id] = None
+    name = key_of(spec)
+    key = state.ready.get(name)
+    if key is None:
+        key = ReadyKey(spec.runtime, devices=spec.devices, memory_bytes=spec.memory_bytes)
+        state.ready[name] = key
+    lots = key.queues.setdefault(task.tenant, {}).setdefault(task.priority, {})
+    lot_name = lot_of(task)
+    lot = lots.get(lot_name)
+    if lot is None:
+        lot = lots[lot_name] = {}
+        key.prefixes += bool(spec.prefix)
+    assert task.id not in lot, task
+    lot[task.id] = None
     key.count += 1
     key.work += spec.work
+    key.prompt_tokens += spec.prompt_tokens
+    key.output_tokens += spec.output_tokens
+    key.prefix_tokens += spec.prefix_tokens
+    state.touched.ready[name] = None
 
 
 def withdraw(state: State, task: Task) -> None:
-    """Take a ready task out; empty queues and keys go with it."""
+    """Take a ready task out; empty lots, queues and keys go with it."""
     spec = task.spec
-    key = state.ready[key_of(spec)]
+    name = key_of(spec)
+    key = state.ready[name]
     by_priority = key.queues[task.tenant]
-    del by_priority[task.priority][task.id]
-    if not by_priority[task.priority]:
-        del by_priority[task.priority]
-    if not by_priority:
-        del key.queues[task.tenant]
+    lots = by_priority[task.priority]
+    lot_name = lot_of(task)
+    lot = lots[lot_name]
+    del lot[task.id]
+    if not lot:
+        del lots[lot_name]
+        key.prefixes -= bool(spec.prefix)
+        if not lots:
+            del by_priority[task.priority]
+            if not by_priority:
+                del key.queues[task.tenant]
     key.count -= 1
     key.work -= spec.work
+    key.prompt_tokens -= spec.prompt_tokens
+    key.output_tokens -= spec.output_tokens
+    key.prefix_tokens -= spec.prefix_tokens
+    state.touched.ready[name] = None
     if not key.count:
-        del state.ready[key_of(spec)]
+        del state.ready[name]
+
+
+def lots(key: ReadyKey) -> Iterator[Mapping[TaskId, None]]:
+    """All lots of a key; each has its oldest task first."""
+    for by_priority in key.queues.values():
+        for queue in by_priority.values():
+            yield from queue.values()
 
 
 def heads(key: ReadyKey) -> Iterator[TaskId]:
-    """The first task of every queue of a key: its oldest are among them."""
+    """The first task of every queue of a key."""
     for by_priority in key.queues.values():
         for queue in by_priority.values():
-            yield next(iter(queue))
+            yield next(iter(next(iter(queue.values()))))
+
+
+def head(key: ReadyKey, tenant: TenantId) -> Mapping[TaskId, None]:
+    """The lot that is a tenant's next: of its highest priority the oldest."""
+    by_priority = key.queues[tenant]
+    return next(iter(by_priority[max(by_priority)].values()))
 
 
 def batch_key(state: State, key: ReadyKey) -> str:
@@ -58,24 +102,37 @@ def batch_key(state: State, key: ReadyKey) -> str:
     return state.tasks[next(heads(key))].spec.batch_key
 
 
-def in_fair_order(state: State, key: ReadyKey, usd_per_work: float) -> Iterator[TaskId]:
+def in_fair_order(
+    state: State,
+    key: ReadyKey,
+    virtual_usd: Callable[[TenantId], float],
+    usd_of: Callable[[Task], float],
+) -> Iterator[tuple[Task, float]]:
     """Weighted fair queueing: always the tenant next that has received the least.
 
-    Within a tenant the higher priority comes first, then the older task. What is yielded
-    is charged to its tenant as if it ran, so that a long batch is shared fairly too.
+    Within a tenant the higher priority comes first, then the older lot. What is yielded, with
+    its cost, is charged to its tenant as if it ran, so that a long batch is shared fairly too.
     """
-    waiting = {tenant: _by_priority(queues) for tenant, queues in key.queues.items()}
-    virtual = {tenant: state.tenants[tenant].virtual_usd for tenant in waiting}
+    waiting = {tenant: by_priority(queues) for tenant, queues in key.queues.items()}
+    virtual = {tenant: virtual_usd(tenant) for tenant in waiting}
     while waiting:
         tenant = min(waiting, key=lambda name: (virtual[name], name))
-        task_id = next(waiting[tenant], None)
-        if task_id is None:
+        rest = ((virtual[name], name) for name in waiting if name != tenant)
+        least, known = min(rest, default=(inf, tenant)), virtual[tenant]
+        weight = state.tenants[tenant].weight
+        for task_id in waiting[tenant]:
+            task = state.tasks[task_id]
+            usd = usd_of(task)
+            yield task, usd
+            known += usd / weight
+            if (known, tenant) > least:
+                break
+        else:
             del waiting[tenant]
-            continue
-        work = state.tasks[task_id].spec.work
-        virtual[tenant] += work * usd_per_work / state.tenants[tenant].weight
-        yield task_id
+        virtual[tenant] = known
 
 
-def _by_priority(queues: Mapping[int, Mapping[TaskId, None]]) -> Iterator[TaskId]:
-    return chain.from_iterable(queues[priority] for priority in sorted(queues, reverse=True))
+def by_priority(queues: Mapping[int, Mapping[str, Mapping[TaskId, None]]]) -> Iterator[TaskId]:
+    """The tasks of one tenant in their order."""
+    lots = chain.from_iterable(queues[one].values() for one in sorted(queues, reverse=True))
+    return chain.from_iterable(lots)

@@ -56,7 +56,17 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One submission. `open_steps` counts those not yet settled."""
+    """One submission.
+
+    Attributes:
+        open_steps: those not yet settled.
+        deadline_ms: when it should have settled; 0 for no such time.
+        budget_usd: the most that it may spend; 0 for no limit.
+        objective: preset of the utility's weights, see `utility.PRESETS`; empty for the
+            deployment's.
+        spent_usd, held_usd: its shares of what has ended, and of what its leases are expected
+            to cost: both count against the budget.
+    """
 
     id: RunId
     tenant: TenantId
@@ -67,6 +77,11 @@ class Run:
     open_steps: int = 0
     status: RunStatus = RunStatus.RUNNING
     message: str = ""
+    deadline_ms: int = 0
+    budget_usd: float = 0.0
+    objective: str = ""
+    spent_usd: float = 0.0
+    held_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +97,7 @@ class Step:
             see `wire.TaskCounts`.
         turn: how often it was put back; what the driver does for an earlier turn is void.
         reopened: how often that was because something of its own was lost.
+        operator: `name@version`; what it will take is predicted from earlier steps of the same.
     """
 
     id: StepId
@@ -99,6 +115,36 @@ class Step:
     message: str = ""
     turn: int = 0
     reopened: int = 0
+    operator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Files that a machine needs on its disk: a model's, an adapter's."""
+
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What all tasks of one batch key ask of a machine.
+
+    Attributes:
+        operator: `name@version`.
+        trees: the models; a worker that holds them need not fetch them.
+        weights_bytes: what a cold engine loads into the device's memory; 0 if it has no model.
+        flops_per_token: of a prompt token, or of one that is trained on.
+        cache_bytes_per_token: device memory that each token of a running sequence takes.
+        shares_prefixes: its engine computes a prefix that prompts of one batch share only once.
+    """
+
+    operator: str = ""
+    trees: tuple[Tree, ...] = ()
+    weights_bytes: int = 0
+    flops_per_token: float = 0.0
+    cache_bytes_per_token: float = 0.0
+    shares_prefixes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +159,12 @@ class TaskSpec:
         devices, memory_bytes: what a worker must have to run it.
         checkpoint, step: the tree that an earlier attempt left last, and the step it goes on
             from; empty if none did.
+        prompt_tokens: that it reads, or trains on; 0 where no model has a part in it.
+        output_tokens: the most that it may generate.
+        prefix, prefix_tokens: names the beginning of its prompt that other tasks have too, and
+            how much of the prompt that is; empty if none do.
+        linger_ms: how long it may wait for others to fill its batch.
+        trees: what a machine needs for it beside its key's models, as an adapter.
     """
 
     id: TaskId
@@ -127,6 +179,12 @@ class TaskSpec:
     memory_bytes: int = 0
     checkpoint: str = ""
     step: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefix: str = ""
+    prefix_tokens: int = 0
+    linger_ms: int = 0
+    trees: tuple[Tree, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +230,38 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a batch should take, when it was granted.
+
+    Attributes:
+        load_s, fetch_s, exec_s: see `events.BatchTiming`.
+        sigma_s: standard deviation of their sum.
+        usd, joules: at the worker's price and power, for the whole batch.
+        reference_usd: at a full batch's efficiency on the cheapest fitting kind of worker: what
+            tenants are charged in virtual time, wherever the policy puts their work.
+    """
+
+    load_s: float = 0.0
+    fetch_s: float = 0.0
+    exec_s: float = 0.0
+    sigma_s: float = 0.0
+    usd: float = 0.0
+    joules: float = 0.0
+    reference_usd: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.load_s + self.fetch_s + self.exec_s
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right of one worker to run a batch, for as long as the worker is heard of.
 
-    `checkpoints`: for each of the tasks, the tree to go on from, or nothing.
+    Attributes:
+        checkpoints: for each of the tasks, the tree to go on from, or nothing.
+        expected: what the policy expected of it.
+        kind: of the worker's device; what is learnt of the batch is kept by it.
     """
 
     id: LeaseId
@@ -184,6 +270,25 @@ class Lease:
     tasks: tuple[TaskId, ...]
     granted_ms: int
     checkpoints: tuple[str, ...] = ()
+    expected: Expected = Expected()
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A run's share of a lease.
+
+    Attributes:
+        tasks: that the run waits for and that have not ended.
+        usd: held for them.
+        part: of the whole lease, ended tasks included, as a fraction.
+        paid_usd: what ended tasks of it have cost the run.
+    """
+
+    tasks: int
+    usd: float
+    part: float = 0.0
+    paid_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,41 +309,38 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker as it last described itself. `warm` are batch keys whose engine is loaded.
+class Quota:
+    """What a tenant may use; 0 is no limit.
 
-    `memory_bytes` 0 is no limit. One that is `draining` gets no new work.
+    Attributes:
+        leases: that run its tasks at one time.
+        usd_per_day: of UTC days.
+        stored_bytes: of what it has put into the store itself.
     """
 
-    id: WorkerId
-    runtimes: tuple[str, ...]
-    slots: int
-    usd_per_hour: float
-    warm: tuple[str, ...]
-    heard_ms: int
-    leases: tuple[LeaseId, ...] = ()
-    devices: int = 1
-    memory_bytes: int = 0
-    draining: bool = False
-
-    @property
-    def takes_work(self) -> bool:
-        return len(self.leases) < self.slots and not self.draining
+    leases: int = 0
+    usd_per_day: float = 0.0
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """`virtual_usd`: dollars of work received, divided by weight; the least is served next."""
+    """Who owns runs.
+
+    Attributes:
+        virtual_usd: reference dollars of work received, divided by weight; the least is served
+            next.
+        leases: that run tasks which its runs wait for.
+        day: UTC days since the epoch, of `day_usd`, which it has spent on that day.
+        held_usd: shares of what its leases are expected to cost.
+    """
 
     id: TenantId
     weight: float = 1.0
     virtual_usd: float = 0.0
     open_runs: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a batch key's work costs, learnt from results; see `estimate.py`."""
-
-    unit_s: float
-    seen: int
+    quota: Quota = Quota()
+    leases: int = 0
+    day: int = 0
+    day_usd: float = 0.0
+    held_usd: float = 0.0

@@ -14,8 +14,9 @@ Limits count failures, not retries: `ATTEMPT_LIMIT = 3` allows 3 attempts in tot
 A loss does not count where the attempt has left a checkpoint: the task gets on.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from flowmesh.base.replacing import replace
 from flowmesh.core.records import Failure, Task
 
 ATTEMPT_LIMIT = 3

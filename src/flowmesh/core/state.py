@@ -3,12 +3,24 @@
 Plain dicts only: their order is insertion order, so every iteration is deterministic.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
-from flowmesh.core.events import TaskResult
+from flowmesh.base.ids import (
+    InstanceId,
+    LeaseId,
+    OfferId,
+    RunId,
+    StepId,
+    TaskId,
+    TenantId,
+    WorkerId,
+)
+from flowmesh.core.events import BatchTiming, TaskResult
+from flowmesh.core.fleet import Instance, Offer, Worker
+from flowmesh.core.knowledge import Arrivals, Fit, Lengths, Rate
 from flowmesh.core.records import (
-    Estimate,
+    Demand,
+    Hold,
     Lease,
     Left,
     Run,
@@ -16,20 +28,30 @@ from flowmesh.core.records import (
     Stop,
     Task,
     Tenant,
-    Worker,
 )
 
 
 @dataclass(slots=True)
 class ReadyKey:
-    """The ready tasks of one batch key and equal needs, by tenant and priority, oldest first."""
+    """The ready tasks of one batch key and equal needs, by tenant, priority and lot.
+
+    A lot is of one step and one prefix, see `pool.lot_of`; it has the oldest task first.
+
+    Attributes:
+        work, prompt_tokens, output_tokens, prefix_tokens: sums over its tasks.
+        prefixes: lots that have a prefix.
+    """
 
     runtime: str
     devices: int = 1
     memory_bytes: int = 0
     count: int = 0
     work: float = 0.0
-    queues: dict[TenantId, dict[int, dict[TaskId, None]]] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefix_tokens: int = 0
+    prefixes: int = 0
+    queues: dict[TenantId, dict[int, dict[str, dict[TaskId, None]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,14 @@ class Progressed:
     runs: tuple[RunId, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a batch took, beside what was expected of it: the error of the estimates."""
+
+    lease: Lease
+    timing: BatchTiming
+
+
 @dataclass(slots=True)
 class Changes:
     """What `apply` changed since it was last drained: the read models are made from it."""
@@ -79,12 +109,29 @@ class Changes:
     progressed: list[Progressed] = field(default_factory=list)
     #: Checkpoints that were told and are of no use: a newer one is known.
     stale: list[str] = field(default_factory=list)
+    #: Predicted and measured, of batches that told what they took.
+    measured: list[Measured] = field(default_factory=list)
+    instances: dict[InstanceId, Instance] = field(default_factory=dict)
+    #: Instances that the provider lists no more.
+    gone: list[Instance] = field(default_factory=list)
     #: Tasks whose progress and checkpoint are given up.
     forgotten: list[TaskId] = field(default_factory=list)
     #: Workers of leases that became smaller.
     trimmed: list[WorkerId] = field(default_factory=list)
     #: Whether the event itself took effect: late and repeated ones do not.
     heard: bool = False
+
+
+@dataclass(slots=True)
+class Touched:
+    """Names of what changed since a policy looked: keys of the pool, workers, estimates.
+
+    `estimates` are batch keys. A policy that meets a state for the first time looks at all of it.
+    """
+
+    ready: dict[str, None] = field(default_factory=dict)
+    workers: dict[WorkerId, None] = field(default_factory=dict)
+    estimates: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -111,6 +158,16 @@ class State:
         left: checkpoints of tasks that were dropped or failed, the oldest first; kept for
             `RETAIN_MS`, so that an expansion that looked into the tables before misses none.
         stopping: leases that have ended and may still leave a checkpoint.
+        holds: by run and lease, what is held for the run's share, see `money.py`.
+        lease_tenants: by lease and tenant, how many runs of the tenant wait for its tasks.
+        budgeted: runs with a budget.
+        demands: what the tasks of a batch key ask of a machine.
+        fits, lengths, rates: what was learnt, see `knowledge.py`.
+        offers: what could be rented now, and from whom.
+        instances: what is rented.
+        hosted: workers by the machine that they say they run on, rented by us or not.
+        arrivals: how tasks of each batch key have come in, see `knowledge.Arrivals`.
+        touched: what a policy that keeps its own index must look at again.
     """
 
     now_ms: int = 0
@@ -130,13 +187,25 @@ class State:
     idle: dict[WorkerId, None] = field(default_factory=dict)
     failing: dict[StepId, None] = field(default_factory=dict)
     tenants: dict[TenantId, Tenant] = field(default_factory=dict)
-    estimates: dict[str, Estimate] = field(default_factory=dict)
+    holds: dict[RunId, dict[LeaseId, Hold]] = field(default_factory=dict)
+    lease_tenants: dict[LeaseId, dict[TenantId, int]] = field(default_factory=dict)
+    budgeted: dict[RunId, None] = field(default_factory=dict)
+    demands: dict[str, Demand] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    rates: dict[str, Rate] = field(default_factory=dict)
+    offers: dict[OfferId, Offer] = field(default_factory=dict)
+    instances: dict[InstanceId, Instance] = field(default_factory=dict)
+    next_instance: int = 1
+    hosted: dict[InstanceId, dict[WorkerId, None]] = field(default_factory=dict)
+    arrivals: dict[str, Arrivals] = field(default_factory=dict)
     done: dict[int, dict[TaskId, None]] = field(default_factory=dict)
     ended: dict[int, dict[LeaseId, Lease]] = field(default_factory=dict)
     settled_ms: dict[RunId, int] = field(default_factory=dict)
     left: dict[TaskId, Left] = field(default_factory=dict)
     stopping: dict[LeaseId, Stop] = field(default_factory=dict)
     changes: Changes = field(default_factory=Changes, compare=False)
+    touched: Touched = field(default_factory=Touched, compare=False)
 
     def drain(self) -> Changes:
         """Hand over what has changed, and start anew."""
@@ -150,8 +219,45 @@ class State:
         self.steps[step.id] = self.changes.steps[step.id] = step
 
     def put_worker(self, worker: Worker) -> None:
+        old = self.workers.get(worker.id)
+        if old is not None and old.instance != worker.instance:
+            self._unhost(old)
         self.workers[worker.id] = worker
+        self.touched.workers[worker.id] = None
         if worker.takes_work:
             self.idle[worker.id] = None
         else:
             self.idle.pop(worker.id, None)
+        if worker.instance:
+            self.hosted.setdefault(worker.instance, {})[worker.id] = None
+            self.note_quiet(worker.instance)
+
+    def remove_worker(self, worker_id: WorkerId) -> None:
+        self._unhost(self.workers.pop(worker_id))
+        self.idle.pop(worker_id, None)
+        self.touched.workers[worker_id] = None
+
+    def put_instance(self, instance: Instance) -> None:
+        self.instances[instance.id] = self.changes.instances[instance.id] = instance
+
+    def note_quiet(self, instance_id: InstanceId) -> None:
+        """Keep `Instance.quiet_ms` right. No news for the read models: it changes too often."""
+        instance = self.instances.get(instance_id)
+        if instance is None:
+            return
+        hosted = self.hosted.get(instance_id, {})
+        busy = any(self.workers[worker].leases for worker in hosted)
+        if busy or not instance.running_ms:
+            quiet_ms = 0
+        else:
+            quiet_ms = instance.quiet_ms or max(1, self.now_ms)
+        if quiet_ms != instance.quiet_ms:
+            self.instances[instance_id] = replace(instance, quiet_ms=quiet_ms)
+
+    def _unhost(self, worker: Worker) -> None:
+        if worker.instance:
+            hosted = self.hosted[worker.instance]
+            del hosted[worker.id]
+            if not hosted:
+                del self.hosted[worker.instance]
+            self.note_quiet(worker.instance)

@@ -14,10 +14,9 @@
 | any     | (dropped) | FAILED, wanted by nobody, or done for RETAIN_MS  |
 """
 
-from dataclasses import replace
-
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
-from flowmesh.core import checkpoints, pool, retry
+from flowmesh.base.replacing import replace
+from flowmesh.core import checkpoints, money, pool, retry
 from flowmesh.core.events import TaskResult
 from flowmesh.core.records import (
     Failure,
@@ -43,9 +42,11 @@ def want(state: State, step_id: StepId, spec: TaskSpec) -> bool:
     task = state.tasks.get(spec.id)
     if task is not None and task.status is TaskStatus.SUCCEEDED:
         return False
+    before = money.waiting_runs(state, spec.id) if task is not None else ()
     state.wants.setdefault(spec.id, {})[step_id] = None
     state.tasks_of.setdefault(step_id, {})[spec.id] = None
     if task is not None:
+        money.shared_anew(state, task, before)
         _refile(state, task)
         return True
     run = state.runs[state.steps[step_id].run]
@@ -70,14 +71,25 @@ def unwant(state: State, step_id: StepId, *, checkpoint: bool = False) -> None:
     `checkpoint`: leases that end by this may leave a checkpoint before.
     """
     for task_id in state.tasks_of.pop(step_id, {}):
+        task, before = state.tasks[task_id], money.waiting_runs(state, task_id)
         del state.wants[task_id][step_id]
-        task = state.tasks[task_id]
         if not state.wants[task_id]:
             _drop(state, task, state.steps[step_id].run, checkpoint=checkpoint)
             continue
         if task.owner == step_id:
-            task = state.tasks[task_id] = replace(task, owner=next(iter(state.wants[task_id])))
+            task = _owned_by(state, task, next(iter(state.wants[task_id])))
+        money.shared_anew(state, task, before)
         _refile(state, task)
+
+
+def _owned_by(state: State, task: Task, step_id: StepId) -> Task:
+    """The next of those who asked owns a task, and it is queued with the others of that step."""
+    owned = replace(task, owner=step_id)
+    if task.status is TaskStatus.READY:
+        pool.withdraw(state, task)
+        pool.file(state, owned)
+    state.tasks[task.id] = owned
+    return owned
 
 
 def _refile(state: State, task: Task) -> None:
@@ -96,6 +108,7 @@ def _refile(state: State, task: Task) -> None:
 def _drop(state: State, task: Task, run: RunId, *, checkpoint: bool) -> None:
     """The last run that wanted a task does so no longer, and pays for what was begun."""
     _pay(state, task, (run,))
+    money.released(state, task, (run,))
     _leave_place(state, task)
     del state.tasks[task.id]
     state.wants.pop(task.id, None)
@@ -132,6 +145,7 @@ def _pay(state: State, task: Task, runs: tuple[RunId, ...]) -> Task:
     seconds = (task.told_ms - lease.granted_ms) / 1000 / len(lease.tasks)
     usd = seconds * state.workers[lease.worker].usd_per_hour / 3600
     state.changes.spent.append(Spent(runs, usd))
+    money.spend(state, lease.id, runs, usd)
     return replace(task, paid_s=seconds, paid_by=lease.id)
 
 
@@ -182,6 +196,12 @@ def _accept(
     steps = tuple(state.wants[task.id])
     # Of an attempt that was given up for lost, a part is paid already.
     paid_s = task.paid_s if task.paid_by == result.lease else 0.0
+    runs = money.waiting_runs(state, task.id)
+    usd = max(0.0, result.seconds - paid_s) * worker.usd_per_hour / 3600
+    if result.failure is None:
+        money.succeeded(state, task, result.lease, runs, usd)
+    else:
+        money.spend(state, result.lease, runs, usd)
     state.changes.accepted.append(
         Accepted(
             result=result,
@@ -189,17 +209,12 @@ def _accept(
             spec_line=task.spec.line,
             batch_key=task.spec.batch_key,
             worker=worker_id,
-            runs=waiting_runs(state, task.id),
+            runs=runs,
             steps=steps,
-            usd=max(0.0, result.seconds - paid_s) * worker.usd_per_hour / 3600,
+            usd=usd,
             final=final,
         )
     )
-
-
-def waiting_runs(state: State, task_id: TaskId) -> tuple[RunId, ...]:
-    """The distinct runs that wait for a task, in the order in which they asked."""
-    return tuple(dict.fromkeys(state.steps[step].run for step in state.wants[task_id]))
 
 
 def _succeeded(state: State, task: Task, result: TaskResult, worker_id: WorkerId) -> None:
@@ -238,6 +253,7 @@ def _attempt_failed(
     assert task.status is TaskStatus.LEASED, task
     lease = task.lease
     assert lease is not None, task
+    money.released(state, task, money.waiting_runs(state, task.id))
     if verdict.fails:
         _failed(state, task, message)
     else:
@@ -268,7 +284,7 @@ def lost(state: State, lease_id: LeaseId, *, counts: bool) -> None:
     """A lease ends without results: its worker is gone. `counts`: it was not announced."""
     lease = state.leases[lease_id]
     for task_id in tuple(state.lease_left[lease_id]):
-        task = _pay(state, state.tasks[task_id], waiting_runs(state, task_id))
+        task = _pay(state, state.tasks[task_id], money.waiting_runs(state, task_id))
         # What has got on does not kill its workers, however many it takes.
         if counts and task.saved_by != lease_id:
             verdict = retry.after(task, Failure.LOST, len(lease.tasks))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from flowmesh.operators import statistics
+from flowmesh.operators.amounts import READING_FLOPS, reading
 from flowmesh.operators.generate import (
     ADAPTER,
     COLUMN,
@@ -21,7 +22,7 @@ from flowmesh.operators.generate import (
     prompt_of,
 )
 from flowmesh.operators.judge import Versus, check_pair, judged_pairs, pair_task
-from flowmesh.operators.scoring import PREFIX, Row, engine, exact, named, reading_work
+from flowmesh.operators.scoring import PREFIX, Row, engine, exact, named
 from flowmesh.spec.operator import Operator, ParamError, Port
 
 Metric = Literal["perplexity", "exact_match", "choice_accuracy", "win_rate"]
@@ -205,6 +206,7 @@ EVALUATE = Operator(
     aggregate=_aggregate,
     engine=engine,
     exact=exact,
-    work=reading_work,
+    amounts=reading,
+    flops_per_parameter=READING_FLOPS,
     max_batch=32,
 )

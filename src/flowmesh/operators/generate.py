@@ -11,17 +11,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flowmesh.spec.operator import Determinism, Operator, ParamError, Params, Port
+from flowmesh.operators.amounts import READING_FLOPS, of_tokens, prompt_parts, prompt_tokens
+from flowmesh.spec.action import Bound
+from flowmesh.spec.operator import Amounts, Determinism, Operator, ParamError, Params, Port
+from flowmesh.spec.prefixes import estimated_tokens
 
 NumericFormat = Literal["float32", "bfloat16"]
 Role = Literal["system", "user", "assistant"]
 
 COLUMN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 DTYPE = "Numeric format of the model; results are independent of the batch in float32 only."
-#: English text has about four characters to a token: near enough for an estimate.
-_CHARS_PER_TOKEN = 4
-#: A prompt token costs less than one that is generated, as all of a prompt is read at once.
-_PROMPT_TOKEN_COST = 0.4
 
 _ROWS = Port("table", "one prompt for each row")
 LANGUAGE_MODEL = Port("model", "a causal language model: a directory with safetensors weights")
@@ -283,27 +282,18 @@ def _exact(params: Any) -> bool:
     return bool(params.dtype == "float32")
 
 
-def estimated_tokens(text: str) -> float:
-    return len(text) / _CHARS_PER_TOKEN
+def _generate_amounts(task: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+    return of_tokens(prompt_tokens(task), int(task["max_tokens"]), prompt_parts(task))
 
 
-def prompt_work(task: Mapping[str, Any]) -> float:
-    turns = [m["content"] for m in task["messages"]] if "messages" in task else [task["prompt"]]
-    return 1 + _PROMPT_TOKEN_COST * sum(map(estimated_tokens, turns))
+def _choose_amounts(task: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+    choices = task["choices"]
+    read = prompt_tokens(task) + estimated_tokens(*choices) + len(choices)
+    return of_tokens(read, prompt=prompt_parts(task))
 
 
-def _generate_work(task: Mapping[str, Any]) -> float:
-    return prompt_work(task) + float(task["max_tokens"])
-
-
-def _choose_work(task: Mapping[str, Any]) -> float:
-    return prompt_work(task) + _PROMPT_TOKEN_COST * sum(
-        1 + estimated_tokens(c) for c in task["choices"]
-    )
-
-
-def _embed_work(task: Mapping[str, Any]) -> float:
-    return 1 + estimated_tokens(task["text"])
+def _embed_amounts(task: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+    return of_tokens(estimated_tokens(task["text"]))
 
 
 GENERATE = Operator(
@@ -324,7 +314,9 @@ GENERATE = Operator(
     determinism=_generate_determinism,
     engine=_engine,
     exact=_exact,
-    work=_generate_work,
+    amounts=_generate_amounts,
+    flops_per_parameter=READING_FLOPS,
+    shares_prefixes=True,
     max_batch=32,
 )
 
@@ -344,7 +336,9 @@ CHOOSE = Operator(
     adds=_choose_adds,
     engine=_engine,
     exact=_exact,
-    work=_choose_work,
+    amounts=_choose_amounts,
+    flops_per_parameter=READING_FLOPS,
+    shares_prefixes=True,
     max_batch=32,
 )
 
@@ -367,6 +361,7 @@ EMBED = Operator(
     adds=_embed_adds,
     engine=_engine,
     exact=_exact,
-    work=_embed_work,
+    amounts=_embed_amounts,
+    flops_per_parameter=READING_FLOPS,
     max_batch=64,
 )

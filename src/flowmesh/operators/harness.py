@@ -5,9 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from flowmesh.operators.amounts import READING_FLOPS, of_tokens, rows_and_tokens
 from flowmesh.operators.generate import ADAPTER, DTYPE, LANGUAGE_MODEL, PRELOAD, NumericFormat
 from flowmesh.operators.scoring import engine, exact
-from flowmesh.spec.operator import Columns, Operator, Params, Port
+from flowmesh.spec.action import Bound
+from flowmesh.spec.operator import Amounts, Columns, Operator, Params, Port
 
 
 class HarnessParams(Params):
@@ -41,6 +43,12 @@ def _columns(params: HarnessParams, inputs: Mapping[str, Any]) -> Mapping[str, C
     return {"rows": None, "summary": SUMMARY_COLUMNS}
 
 
+def _amounts(params: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+    """As if each document were read once: how often it really is follows from the task's file."""
+    rows, tokens = rows_and_tokens(inputs.get("data"))
+    return of_tokens(rows * tokens)
+
+
 HARNESS = Operator(
     name="harness",
     version=1,
@@ -61,4 +69,6 @@ HARNESS = Operator(
     columns=_columns,
     engine=engine,
     exact=exact,
+    amounts=_amounts,
+    flops_per_parameter=READING_FLOPS,
 )

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from flowmesh.base.nearest import nearest
 from flowmesh.operators import statistics
+from flowmesh.operators.amounts import READING_FLOPS, reading
 from flowmesh.operators.generate import (
     ADAPTER,
     COLUMN,
@@ -20,7 +21,7 @@ from flowmesh.operators.generate import (
     PRELOAD,
     NumericFormat,
 )
-from flowmesh.operators.scoring import PREFIX, Row, engine, exact, named, reading_work
+from flowmesh.operators.scoring import PREFIX, Row, engine, exact, named
 from flowmesh.spec.operator import Operator, ParamError, Params, Port
 from flowmesh.spec.templates import columns_named
 
@@ -343,6 +344,7 @@ JUDGE = Operator(
     aggregate=_judge_aggregate,
     engine=engine,
     exact=exact,
-    work=reading_work,
+    amounts=reading,
+    flops_per_parameter=READING_FLOPS,
     max_batch=32,
 )

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from flowmesh.base.nearest import nearest
+from flowmesh.operators.amounts import TRAINING_FLOPS, rows_and_tokens, whole_tables
 from flowmesh.operators.train_params import CheckpointSteps, Lora, NumericFormat
-from flowmesh.spec.operator import Columns, Operator, ParamError, Params, Port
+from flowmesh.spec.action import Bound
+from flowmesh.spec.operator import Amounts, Columns, Operator, ParamError, Params, Port
 
 _COLUMN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
 #: One row for each optimiser step.
@@ -271,6 +273,12 @@ def _update_engine(params: PolicyUpdateParams) -> str:
     return f"trl/{params.dtype}"
 
 
+def _update_amounts(params: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+    rows, tokens = rows_and_tokens(inputs.get("rollouts"))
+    passed = rows * params["num_iterations"]
+    return Amounts(work=passed, prompt_tokens=passed * tokens)
+
+
 ADVANTAGES = Operator(
     name="advantages",
     version=1,
@@ -281,6 +289,7 @@ ADVANTAGES = Operator(
     runtime="tables",
     entry="flowmesh.runtimes.policy.advantages:open_advantages",
     columns=_advantages_columns,
+    amounts=whole_tables,
 )
 
 
@@ -338,6 +347,8 @@ POLICY_UPDATE = Operator(
     columns=_update_columns,
     engine=_update_engine,
     exact=lambda params: bool(params.dtype == "float32"),
+    amounts=_update_amounts,
+    flops_per_parameter=TRAINING_FLOPS,
     limits=("checkpoint_steps",),
     resumable=True,
 )

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from flowmesh.operators import statistics
+from flowmesh.operators.amounts import READING_FLOPS, reading
 from flowmesh.operators.generate import (
     COLUMN,
     PRELOAD,
     Prompted,
     check_prompt,
-    estimated_tokens,
     prompt_of,
 )
 from flowmesh.spec.operator import Operator, ParamError, Port
@@ -23,8 +23,6 @@ from flowmesh.spec.operator import Operator, ParamError, Port
 Row = dict[str, Any]
 
 PREFIX = "Begins the names of the new columns: `x` makes `x_score` of `score`."
-#: A token that is read costs less than one that is generated: a prompt is read all at once.
-_READ_COST = 0.4
 
 
 class RewardParams(Prompted):
@@ -118,16 +116,6 @@ def named(prefix: str | None, column: str) -> str:
     return column if prefix is None else f"{prefix}_{column}"
 
 
-def reading_work(task: Mapping[str, Any]) -> float:
-    """Estimated work of a task that reads its texts, and perhaps writes an answer behind them."""
-    texts = [text for text in task.values() if isinstance(text, str)]
-    texts += [turn["content"] for turn in task.get("messages", ())]
-    reads = 2 if task.get("kind") == "pairwise" else 1
-    return reads * (
-        1 + _READ_COST * sum(map(estimated_tokens, texts)) + float(task.get("max_tokens", 0))
-    )
-
-
 def engine(params: Any) -> str:
     return f"transformers/{params.dtype}"
 
@@ -159,6 +147,7 @@ REWARD = Operator(
     aggregate=_reward_aggregate,
     engine=engine,
     exact=exact,
-    work=reading_work,
+    amounts=reading,
+    flops_per_parameter=READING_FLOPS,
     max_batch=32,
 )

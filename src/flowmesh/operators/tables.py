@@ -7,6 +7,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from flowmesh.base.nearest import nearest
 from flowmesh.operators import sql
+from flowmesh.operators.amounts import whole_tables
 from flowmesh.spec.operator import Columns, Determinism, Operator, ParamError, Params, Port
 
 _PartName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
@@ -169,6 +170,7 @@ TRANSFORM = Operator(
     entry=_ENTRY,
     preload=("duckdb",),
     columns=_transform_columns,
+    amounts=whole_tables,
     limits=("timeout_s",),
     determinism=_transform_determinism,
 )
@@ -183,6 +185,7 @@ CONCAT = Operator(
     runtime="tables",
     entry=_ENTRY,
     columns=_concat_columns,
+    amounts=whole_tables,
 )
 
 SPLIT = Operator(
@@ -196,6 +199,7 @@ SPLIT = Operator(
     entry=_ENTRY,
     outputs=lambda params: dict.fromkeys(params.parts, "table"),
     columns=_split_columns,
+    amounts=whole_tables,
 )
 
 DEDUPE = Operator(
@@ -208,4 +212,5 @@ DEDUPE = Operator(
     runtime="tables",
     entry=_ENTRY,
     columns=_dedupe_columns,
+    amounts=whole_tables,
 )

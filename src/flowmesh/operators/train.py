@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from flowmesh.operators.amounts import TRAINING_FLOPS, rows_and_tokens
 from flowmesh.operators.train_data import check_columns
 from flowmesh.operators.train_params import LengthParams, TrainParams
-from flowmesh.spec.operator import Columns, Operator, ParamError, Params, Port
+from flowmesh.spec.action import Bound
+from flowmesh.spec.operator import Amounts, Columns, Operator, ParamError, Params, Port
 
 _BETA = "How much moving away from the reference costs."
 _REFERENCE = (
@@ -258,12 +260,19 @@ def _check_rewards(params: _PolicyParams, bound: Collection[str]) -> None:
         raise ParamError("reward_weights", f"{message} for a `reward_model` or `reward_adapter`")
 
 
-def _work(params: Mapping[str, Any]) -> float:
-    """Rows that are gone through, as far as the parameters tell."""
+def _amounts(params: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+    """Rows that are gone through, and their tokens: of a training by rewards, of completions."""
+    rows, tokens = rows_and_tokens(inputs.get("data"))
+    drawn = params.get("num_generations", 1)
     batch = params["per_device_train_batch_size"] * params["gradient_accumulation_steps"]
-    batch *= params["devices"]
-    steps = params["max_steps"] or 100 * params["num_train_epochs"]
-    return float(batch * steps * params.get("num_iterations", 1))
+    if params["max_steps"]:
+        passed = float(params["max_steps"] * batch * params["devices"])
+    else:
+        passed = rows * drawn * params["num_train_epochs"]
+    passed *= params.get("num_iterations", 1)
+    tokens += params.get("max_completion_length", 0)
+    tokens = min(tokens, params.get("max_length") or tokens)
+    return Amounts(work=passed, prompt_tokens=round(passed * tokens))
 
 
 _DATA = Port("table", "the rows to learn from")
@@ -321,7 +330,8 @@ def _training(name: str, summary: str, params: type[Params], more: Mapping[str, 
         check=_check_rewards if issubclass(params, _PolicyParams) else _check,
         engine=lambda params: f"trl/{params.dtype}",
         exact=lambda params: params.dtype == "float32",
-        work=_work,
+        amounts=_amounts,
+        flops_per_parameter=TRAINING_FLOPS,
         max_batch=1,
         limits=tuple(name for name in _LIMITS if name in params.model_fields),
         resumable=True,

@@ -133,6 +133,8 @@ class Blobs(Protocol):
 
 
 class Engine(Protocol):
+    """May have an attribute `steps`: passes so far that wrote a token for each of their rows."""
+
     def run(self, batch: Sequence[Work]) -> Iterator[Outcome]:
         """Yield one outcome for each task of the batch, in any order, as each is known.
 

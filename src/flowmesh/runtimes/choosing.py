@@ -5,13 +5,14 @@ CPU, reading prompts gains next to nothing from company.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache
 
-from flowmesh.runtimes.weights import BadPrompt, BrokenModel, Prompt, Weights
+from flowmesh.runtimes.prefixes import Prompt
+from flowmesh.runtimes.weights import BadPrompt, BrokenModel, Weights
 
 #: Most memory for the logits of the choices that are scored together.
 _LOGITS_BYTES = 256 * 2**20
@@ -21,12 +22,14 @@ _LOGITS_BYTES = 256 * 2**20
 class Choice:
     """The likeliest choice, and the probability of each, rounded to six places.
 
-    `read_tokens`: tokens of all choices, which were read beside the prompt's.
+    `read_tokens`: tokens of all choices, which were read beside the prompt's; `cached_tokens` of
+    the prompt's were remembered.
     """
 
     text: str
     probabilities: dict[str, float]
     read_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
 
 def choose(
@@ -39,7 +42,8 @@ def choose(
     """
     tokens = [weights.tokens(choice) for choice in choices]
     _check(weights, prompt, choices, tokens)
-    scores = np.array(_scores(weights, weights.read(prompt), tokens))
+    read = weights.read(prompt)
+    scores = np.array(_scores(weights, read, tokens))
     if np.isnan(scores).any():
         raise BrokenModel
     if by_length:
@@ -51,6 +55,7 @@ def choose(
         choices[int(np.argmax(scores))],
         dict(zip(choices, probabilities, strict=True)),
         sum(map(len, tokens)),
+        read.remembered,
     )
 
 

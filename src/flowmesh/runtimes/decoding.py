@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
 from flowmesh.runtimes.low_rank import Adapter
+from flowmesh.runtimes.prefixes import Prompt
 from flowmesh.runtimes.row_cache import RowCache
 from flowmesh.runtimes.sampling import GREEDY, Sampling, decide, settle
-from flowmesh.runtimes.weights import BrokenModel, Prompt, Weights
+from flowmesh.runtimes.weights import BrokenModel, Weights
 
 log = logging.getLogger(__name__)
 
@@ -55,20 +56,26 @@ class Request:
 class Answer:
     """What was generated: `tokens` includes the token that ended it, `text` does not.
 
-    `logprobs`: natural logarithms, one for each token, or None if not asked for.
+    `logprobs`: natural logarithms, one for each token, or None if not asked for. `cached_tokens`
+    of the prompt were not read for this answer.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: str
     logprobs: list[float] | None = None
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What decoding took so far. `recomputed` tokens needed a canonical pass."""
+    """What decoding took so far. `recomputed` tokens needed a canonical pass.
+
+    `steps` are passes that wrote a token for each of their rows.
+    """
 
     tokens: int = 0
+    steps: int = 0
     recomputed: int = 0
     noise: float = LEAST_NOISE
 
@@ -83,6 +90,7 @@ class _Row:
     canonical: DynamicCache | None = None
     #: Its logits are no numbers, so it can not go on.
     broken: bool = False
+    cached_tokens: int = field(default=0, compare=False)
 
     @contextmanager
     def breaking(self) -> Iterator[None]:
@@ -144,9 +152,12 @@ class Decoder:
         prompts = {one: self._read(*one) for one in wanted}
         rows: list[_Row] = []
         caches: list[DynamicCache] = []
+        unread = dict(prompts)
         for index, request in requests:
             prompt = prompts[request.prompt, request.adapter]
             row = _Row(index, request, _numbers(prompt.logits)[-1])
+            read_for_it = unread.pop((request.prompt, request.adapter), None) is not None
+            row.cached_tokens = prompt.remembered if read_for_it else len(request.prompt)
             with row.breaking():
                 row.tokens.append(decide(_whole(row.first), request.sampling, 0))
             if not row.broken:
@@ -160,6 +171,7 @@ class Decoder:
 
     def _step(self, rows: Sequence[_Row], cache: RowCache) -> NDArray[np.float32]:
         """Read every row's last token; `[rows, vocabulary]` of logits for the next."""
+        self.counts.steps += 1
         cache.reserve()
         mask = cache.mask[: cache.rows, : cache.length + 1] if cache.padded else None
         with self.weights.adapted([row.request.adapter for row in rows]):
@@ -225,7 +237,10 @@ class Decoder:
             rows.pop()
             cache.drop(number)
             if not row.broken:
-                yield row.index, Answer(text, tuple(row.tokens), reason, logprobs)
+                yield (
+                    row.index,
+                    Answer(text, tuple(row.tokens), reason, logprobs, row.cached_tokens),
+                )
 
     def _ended(self, row: _Row) -> tuple[str, str]:
         """Why a row is done, and its text; an empty reason if it goes on."""

@@ -44,6 +44,10 @@ class LanguageModel:
         self.weights, self.blobs = weights, blobs
         self.decoder = Decoder(weights)
 
+    @property
+    def steps(self) -> int:
+        return self.decoder.counts.steps
+
     def run(self, batch: Sequence[Work]) -> Iterator[Outcome]:
         writing: list[tuple[Work, Request]] = []
         for work in batch:
@@ -69,7 +73,8 @@ class LanguageModel:
                     row["prompt_tokens"] = list(request.prompt)
                     row["completion_tokens"] = list(answer.tokens)
                 left.remove(work.task)
-                yield self._done(work, row, len(request.prompt), len(answer.tokens))
+                written = len(answer.tokens)
+                yield self._done(work, row, len(request.prompt), written, answer.cached_tokens)
         except BrokenModel as error:
             for work, _ in writing:
                 if work.task in left:
@@ -106,7 +111,7 @@ class LanguageModel:
             "probability": choice.probabilities[choice.text],
             "probabilities": choice.probabilities,
         }
-        return self._done(work, row, len(prompt) + choice.read_tokens, 0)
+        return self._done(work, row, len(prompt) + choice.read_tokens, 0, choice.cached_tokens)
 
     def _adapter(self, work: Work) -> Adapter | None:
         inputs: Mapping[str, Any] = work.action.inputs
@@ -114,7 +119,9 @@ class LanguageModel:
             return None
         return load_adapter(self.weights, self.blobs, inputs["adapter"], inputs["model"])
 
-    def _done(self, work: Work, row: dict[str, Any], prompt: int, generated: int) -> Done:
-        usage = Usage(prompt_tokens=prompt, generated_tokens=generated)
+    def _done(
+        self, work: Work, row: dict[str, Any], prompt: int, generated: int, cached: int
+    ) -> Done:
+        usage = Usage(prompt_tokens=prompt, generated_tokens=generated, cached_tokens=cached)
         result = Result(rows=[row], numerics="exact" if self.weights.exact else "near", usage=usage)
         return Done(work.task, result)

@@ -58,6 +58,10 @@ class Scorer:
         self.decoder = Decoder(weights)
         self._blobs = blobs
 
+    @property
+    def steps(self) -> int:
+        return self.decoder.counts.steps
+
     def run(self, batch: Sequence[Work]) -> Iterator[Outcome]:
         writing: list[_Writing] = []
         for work in batch:

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,7 @@ import transformers
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from flowmesh.runtimes.low_rank import Adapter, AdapterCache, Adapting
+from flowmesh.runtimes.prefixes import Prefixes, Prompt
 
 #: Chat templates that print the date get this one, or a result would depend on its day.
 TEMPLATE_DAY = datetime(2025, 1, 1)
@@ -45,14 +45,6 @@ class BrokenModel(Exception):
         super().__init__(
             "the model's output is not a number (NaN): its weights, or its adapter's, are damaged"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A prompt that was read: its cache, and logits `[1, vocabulary]` for the next token."""
-
-    cache: DynamicCache
-    logits: torch.Tensor
 
 
 class Weights:
@@ -94,6 +86,9 @@ class Weights:
         self.end_tokens = frozenset(
             _ids(self.model.generation_config.eos_token_id) | _ids(self.tokenizer.eos_token_id)
         )
+        self._prefixes = Prefixes(self.end_tokens)
+        #: What a pass over one row is adapted by.
+        self._adapter = ""
 
     def _check_kind(self) -> None:
         accepted = inspect.signature(self.model.forward).parameters
@@ -112,13 +107,21 @@ class Weights:
         A single entry serves any number of rows. Adapters come from `adapters.load_adapter`.
         Raises MemoryError.
         """
-        with memory_errors(), self._adapting.on(adapters):
-            yield
+        before, first = self._adapter, adapters[0] if adapters else None
+        self._adapter = first.name if first else ""
+        try:
+            with memory_errors(), self._adapting.on(adapters):
+                yield
+        finally:
+            self._adapter = before
 
     def read(self, tokens: Sequence[int]) -> Prompt:
-        """Read a prompt by itself. Raises MemoryError."""
-        cache = DynamicCache()
-        return Prompt(cache, self.extend(tokens, cache, keep=1))
+        """Read a prompt by itself, under no adapter or one. Raises MemoryError."""
+
+        def extend(part: Sequence[int], cache: DynamicCache) -> torch.Tensor:
+            return self.extend(part, cache, keep=1)
+
+        return self._prefixes.read(tokens, self._adapter, extend)
 
     def extend(self, tokens: Sequence[int], cache: DynamicCache, *, keep: int) -> torch.Tensor:
         """Read more tokens of one row alone; logits `[keep, vocabulary]` behind the last ones."""

@@ -11,7 +11,7 @@ Calls block. A client may be used from one thread at a time.
 import json
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,13 @@ from pydantic import TypeAdapter
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import DigestMismatch, NotFound, Problem, SpecError
 from flowmesh.base.names import NAME_RULE, name_and_tag
+from flowmesh.cards import ModelCard
+from flowmesh.planning import EstimateView, PlanView, RunExplanation, TaskExplanation
+from flowmesh.sdk import explaining
 from flowmesh.sdk.embedded import Embedded
+from flowmesh.sdk.limits import Limits
 from flowmesh.sdk.models import ModelImporter, Note, check_source, title
+from flowmesh.sdk.offers import offers_in
 from flowmesh.sdk.prepare import AnyWorkflow, Prepared, prepare
 from flowmesh.sdk.runs import Run
 from flowmesh.sdk.transport import Transport, address
@@ -33,13 +38,13 @@ from flowmesh.wire import (
     CreateRun,
     Digests,
     LineageNode,
-    ModelCard,
     ModelEntry,
     ModelView,
     NameModel,
     RunPage,
     RunView,
     StoreReport,
+    TenantView,
     WorkerView,
 )
 
@@ -55,7 +60,9 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 _WORKERS = TypeAdapter(list[WorkerView])
+_ESTIMATES = TypeAdapter(list[EstimateView])
 _MODELS = TypeAdapter(list[ModelView])
+_TENANTS = TypeAdapter(list[TenantView])
 _HISTORY = TypeAdapter(list[ModelEntry])
 
 
@@ -123,6 +130,7 @@ class Client:
         inputs: Mapping[str, Any] | None = None,
         parameters: Mapping[str, Any] | None = None,
         key: str | None = None,
+        limits: Limits | None = None,
     ) -> Run:
         """Check a workflow, send what the server lacks, and start a run of it.
 
@@ -131,15 +139,27 @@ class Client:
             inputs: for table inputs a path, a list of dicts or a data frame; for files a path.
             parameters: values of plain inputs.
             key: a run of the same tenant and key is not started twice.
+            limits: a deadline, a budget, an objective; they replace the workflow's.
 
         Raises:
             SpecError: with every problem found; nothing has been stored or started.
             Unreachable: no server answers.
         """
-        return self.start(prepare(workflow, inputs=inputs, parameters=parameters), key=key)
+        prepared = prepare(workflow, inputs=inputs, parameters=parameters)
+        return self.start(prepared, key=key, limits=limits)
 
-    def start(self, prepared: Prepared, *, key: str | None = None) -> Run:
+    def start(
+        self, prepared: Prepared, *, key: str | None = None, limits: Limits | None = None
+    ) -> Run:
         """Start a run of what `prepare` has checked."""
+        request = self._request(prepared, key, limits)
+        answer = self.transport.request("POST", "/v1/runs", body=request)
+        return Run(self, RunView.model_validate_json(answer))
+
+    def _request(
+        self, prepared: Prepared, key: str | None, limits: Limits | None
+    ) -> CreateRun:
+        """What starts a run; all that it names is in the server's store."""
         if key is not None and not _KEY.fullmatch(key):
             raise SpecError(Problem(f"{key!r:.100} is no key: 1 to 100 letters, digits, . _ -"))
         request = CreateRun(
@@ -151,11 +171,59 @@ class Client:
             parameters=dict(prepared.parameters),
             models=self._models_of(prepared),
             files=dict(prepared.files),
+            **(limits or Limits()).fields(),
         )
         for digest in sorted(self.missing(prepared.blobs)):
             self.upload(digest, prepared.blobs[digest])
-        answer = self.transport.request("POST", "/v1/runs", body=request)
-        return Run(self, RunView.model_validate_json(answer))
+        return request
+
+    def plan(
+        self,
+        workflow: AnyWorkflow,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        limits: Limits | None = None,
+        offers: str | Path | Sequence[Mapping[str, Any]] = (),
+    ) -> PlanView:
+        """What a run would reuse, do and take; nothing is started.
+
+        Args:
+            workflow: and `inputs`, `parameters`, `key`, `limits`: as for `submit`.
+            offers: machines to plan on besides today's fleet: a YAML file, or plain data as
+                `planning.OfferBody` has it.
+
+        Raises SpecError with every problem found, Unreachable.
+        """
+        prepared = prepare(workflow, inputs=inputs, parameters=parameters)
+        return self.look_ahead(prepared, key=key, limits=limits, offers=offers)
+
+    def look_ahead(
+        self,
+        prepared: Prepared,
+        *,
+        key: str | None = None,
+        limits: Limits | None = None,
+        offers: str | Path | Sequence[Mapping[str, Any]] = (),
+    ) -> PlanView:
+        """`plan`, of what `prepare` has checked."""
+        machines = offers_in(offers) if offers else []
+        return explaining.look_ahead(self, self._request(prepared, key, limits), machines)
+
+    def explain_run(self, run: str) -> RunExplanation:
+        """Where a run's batches went, when and why. Raises NotFound."""
+        return explaining.explain_run(self, run)
+
+    def explain_task(self, task: str) -> TaskExplanation:
+        """Why a task ran, or is to run, where and when it does.
+
+        Args:
+            task: the beginning of its fingerprint, or `RUN:STEP`, or `RUN:STEP:ROW[.SAMPLE]`.
+
+        Raises NotFound, SpecError.
+        """
+        return explaining.explain_task(self, task)
 
     def run(self, run: str) -> Run:
         """A run by its id. Raises NotFound."""
@@ -178,6 +246,14 @@ class Client:
 
     def workers(self) -> list[WorkerView]:
         return _WORKERS.validate_json(self.transport.request("GET", "/v1/workers"))
+
+    def estimates(self) -> list[EstimateView]:
+        """What was learnt of how long work takes, by batch key and kind of machine."""
+        return _ESTIMATES.validate_json(self.transport.request("GET", "/v1/estimates"))
+
+    def tenants(self) -> list[TenantView]:
+        """Every tenant, its weight and quotas, and what it uses of them."""
+        return _TENANTS.validate_json(self.transport.request("GET", "/v1/tenants"))
 
     def models(self) -> list[ModelView]:
         return _MODELS.validate_json(self.transport.request("GET", "/v1/models"))

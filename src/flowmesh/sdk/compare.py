@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flowmesh.wire import ModelCard
+from flowmesh.cards import ModelCard
 
 #: As in `improve[2].judge`; a matrix has names in its brackets.
 _ROUND = re.compile(r"\[\d+\]")

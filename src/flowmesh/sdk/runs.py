@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import NotFound, Problem, SpecError, Unreachable
 from flowmesh.base.nearest import nearest
+from flowmesh.planning import RunPlan
 from flowmesh.sdk.transport import NoServer
 from flowmesh.sdk.trees import fetch_tree
 from flowmesh.spec.table import decode_rows
@@ -141,6 +142,11 @@ class Run:
         """
         path, params = f"/v1/runs/{self.id}/cancel", {"checkpoint": str(checkpoint).lower()}
         return self._keep(self._client.transport.request("POST", path, params=params))
+
+    def plan(self) -> RunPlan:
+        """What was forecast when it was submitted, beside what came of it so far."""
+        path = f"/v1/runs/{self.id}/plan"
+        return RunPlan.model_validate_json(self._client.transport.request("GET", path))
 
     @property
     def outputs(self) -> Mapping[str, Output]:

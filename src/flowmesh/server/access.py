@@ -7,6 +7,7 @@ or a name was given to it.
 """
 
 import asyncio
+from collections.abc import Collection
 
 from flowmesh.base.digest import Digest
 from flowmesh.stores.base import BlobStore
@@ -21,10 +22,41 @@ class Access:
         self._database = database
         self.guarded = guarded
 
-    async def grant(self, tenant: str, hex_hash: str) -> None:
+    async def grant(self, tenant: str, digest: Digest) -> None:
         """`tenant` has shown that it has the bytes."""
-        row = ("INSERT OR IGNORE INTO uploads VALUES (?, ?)", (tenant, hex_hash))
-        await asyncio.wrap_future(self._database.write([row]))
+        row = (tenant, digest.hash, digest.size_bytes)
+        statement = "INSERT OR IGNORE INTO uploads (tenant, hash, size_bytes) VALUES (?, ?, ?)"
+        await asyncio.wrap_future(self._database.write([(statement, row)]))
+
+    def has_put(self, tenant: str, hex_hash: str) -> bool:
+        """Whether `tenant` has put this blob itself."""
+        one = "SELECT 1 FROM uploads WHERE tenant = ? AND hash = ?"
+        return bool(self._database.read(one, (tenant, hex_hash)))
+
+    def stored_bytes(self, tenant: str) -> int:
+        """Bytes of all blobs that `tenant` has put itself, each counted once."""
+        total = "SELECT coalesce(sum(size_bytes), 0) FROM uploads WHERE tenant = ?"
+        ((size_bytes,),) = self._database.read(total, (tenant,))
+        return int(size_bytes)
+
+    def stored_by_tenant(self) -> dict[str, int]:
+        """The same of every tenant that has put something."""
+        total = "SELECT tenant, coalesce(sum(size_bytes), 0) FROM uploads GROUP BY tenant"
+        return {str(tenant): int(size_bytes) for tenant, size_bytes in self._database.read(total)}
+
+    async def collected(self, removed: Collection[Digest]) -> None:
+        """These blobs are gone from the store: nobody has put them any more."""
+        gone = [("DELETE FROM uploads WHERE hash = ?", (digest.hash,)) for digest in removed]
+        await asyncio.wrap_future(self._database.write(gone))
+
+    async def learn_sizes(self, store: BlobStore) -> None:
+        """Fill in the sizes that earlier versions have not kept."""
+        if not self._database.read("SELECT 1 FROM uploads WHERE size_bytes IS NULL LIMIT 1"):
+            return
+        update = "UPDATE uploads SET size_bytes = ? WHERE hash = ? AND size_bytes IS NULL"
+        known = [(update, (one.digest.size_bytes, one.digest.hash)) for one in store.list()]
+        rest = ("UPDATE uploads SET size_bytes = 0 WHERE size_bytes IS NULL", ())
+        await asyncio.wrap_future(self._database.write([*known, rest]))
 
     def may_read(self, tenant: str, hex_hash: str) -> bool:
         """Whether the bytes of this blob may be told: of a tree, those of its manifest."""

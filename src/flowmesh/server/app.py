@@ -21,10 +21,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError, StoreInUse
 from flowmesh.base.version import __version__
 from flowmesh.operators.catalog import catalog
-from flowmesh.server import auth, blobs, limits, models, problems, runs, schema, sync, trees
+from flowmesh.server import (
+    auth,
+    blobs,
+    estimates,
+    explain,
+    limits,
+    models,
+    plans,
+    problems,
+    runs,
+    schema,
+    sync,
+    tenants,
+    trees,
+)
 from flowmesh.server.access import Access
 from flowmesh.server.driver import Driver
 from flowmesh.server.local_workers import LocalWorkers, WorkerOptions
+from flowmesh.server.quotas import TenantSettings
 from flowmesh.stores.files import FileStore
 from flowmesh.stores.sqlite import Database
 
@@ -50,7 +65,7 @@ class ServerSettings:
         port: 0 for the one of last time if it is free, else any; `<home>/server.json` tells.
         token: what workers and clients must present; required beyond loopback.
         workers: local worker processes to keep running.
-        weights: of tenants, for their fair share; 1 for those not named.
+        tenants: their weights and quotas; those not named have weight 1 and no quota.
         memory_bytes: limit of each local worker; its share of most of this machine's if None.
         attended: leave by itself soon after the last client has gone.
     """
@@ -60,7 +75,7 @@ class ServerSettings:
     port: int = 8420
     token: str | None = None
     workers: int = 2
-    weights: Mapping[str, float] = field(default_factory=dict)
+    tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
     usd_per_hour: float = 0.0
     memory_bytes: int | None = None
     attended: bool = False
@@ -102,7 +117,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.last_request_s = time.monotonic()
     app.state.requests = 0
     app.state.stores = None
-    for part in (runs, blobs, trees, models, sync):
+    for part in (runs, plans, explain, blobs, trees, models, sync, tenants, estimates):
         app.include_router(part.routes)
     problems.install(app)
     app.add_middleware(limits.BodyLimit)
@@ -144,7 +159,7 @@ async def _lifespan(app: FastAPI, settings: ServerSettings) -> AsyncIterator[Non
         stores.blobs,
         Access(stores.database, guarded=settings.token is not None),
         catalog(),
-        settings.weights,
+        settings.tenants,
     )
     await driver.start()
     try:

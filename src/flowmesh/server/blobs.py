@@ -22,6 +22,7 @@ from flowmesh.base.errors import (
     DigestMismatch,
     LimitExceeded,
     Problem,
+    QuotaExceeded,
     SpecError,
     StoreError,
     StoreFull,
@@ -36,6 +37,8 @@ from flowmesh.wire import Digests, StoreReport
 routes = APIRouter(prefix="/v1", tags=["store"])
 
 BLOB_LIMIT_BYTES = 64 << 30
+#: Of a body that is refused, read and let go.
+PASSED_BYTES = 64 << 20
 #: Of a digest that is asked for; its text has at most 18 decimals.
 Size = Annotated[int | None, Query(ge=0, lt=10**18)]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -61,10 +64,36 @@ async def put(
 ) -> dict[str, str]:
     """Keep the body's bytes. Its SHA-256 must be `hex_hash`: who has the bytes may read them."""
     check_hash(hex_hash)
+    if is_worker(driver, worker):
+        return {"digest": str(await _keep(request, driver, hex_hash, None))}
+    told = request.headers.get("content-length", "")
+    told_bytes = int(told) if told.isdecimal() else 0
+    try:
+        room = await driver.uploads.room(tenant, hex_hash, told_bytes)
+    except QuotaExceeded:
+        await _read_on(request)
+        raise
+    with driver.uploads.coming(tenant, told_bytes):
+        got = await _keep(request, driver, hex_hash, room)
+        await driver.access.grant(tenant, got)
+    return {"digest": str(got)}
+
+
+async def _read_on(request: Request) -> None:
+    """Let a refused body pass: a client that still sends may not hear the answer."""
+    size_bytes = 0
+    async for chunk in request.stream():
+        size_bytes += len(chunk)
+        if size_bytes > PASSED_BYTES:
+            break
+
+
+async def _keep(request: Request, driver: Driver, hex_hash: str, room: int | None) -> Digest:
+    """Put the body into the store; it has at most `room` bytes."""
     try:
         with tempfile.TemporaryDirectory(prefix="flowmesh-put-") as folder:
             path = Path(folder) / "body"
-            got = await _receive(request, path)
+            got = await _receive(request, path, room)
             if got.hash != hex_hash:
                 expected = Digest(hex_hash, got.size_bytes)
                 raise DigestMismatch(want=expected, got=got, source="the request's body")
@@ -75,9 +104,7 @@ async def put(
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
             raise _no_place(error.__cause__) from error
         raise
-    if not is_worker(driver, worker):
-        await driver.access.grant(tenant, hex_hash)
-    return {"digest": str(got)}
+    return got
 
 
 def _no_place(error: OSError) -> StoreError:
@@ -90,14 +117,18 @@ def _no_place(error: OSError) -> StoreError:
     return StoreError(f"the server cannot keep this blob: {error.strerror or error}")
 
 
-async def _receive(request: Request, path: Path) -> Digest:
-    """Write the body to `path`. Raises LimitExceeded."""
+async def _receive(request: Request, path: Path, room: int | None) -> Digest:
+    """Write the body to `path`. Raises LimitExceeded, QuotaExceeded."""
     hashed, size_bytes = hashlib.sha256(), 0
     with path.open("wb") as file:
         async for chunk in request.stream():
             size_bytes += len(chunk)
             if size_bytes > BLOB_LIMIT_BYTES:
                 raise LimitExceeded(f"a blob has at most {BLOB_LIMIT_BYTES} bytes")
+            if room is not None and size_bytes > room:
+                raise QuotaExceeded(
+                    f"the blob is larger than the {room:,} bytes that its tenant may still store"
+                )
             hashed.update(chunk)
             await asyncio.to_thread(file.write, chunk)
     return Digest(hashed.hexdigest(), size_bytes)
@@ -147,6 +178,7 @@ async def collect_garbage(
     # What comes after this moment is too young to be collected, so the order matters.
     now_ms = time.time_ns() // 1_000_000
     packs, checkpoints = driver.checkpoints.held()
+    gone: set[Digest] = set()
 
     def work() -> StoreReport:
         live, trees = live_blobs(driver.database, packs, checkpoints)
@@ -158,6 +190,7 @@ async def collect_garbage(
             now_ms=now_ms,
             dry_run=dry_run,
         )
+        gone.update(set(report.removed) - driver.store.has(report.removed))
         return StoreReport(
             blobs=report.blobs,
             size_bytes=report.size_bytes,
@@ -166,7 +199,10 @@ async def collect_garbage(
             dry_run=dry_run,
         )
 
-    return await asyncio.to_thread(work)
+    made = await asyncio.to_thread(work)
+    if not dry_run:
+        await driver.access.collected(sorted(gone))
+    return made
 
 
 def sized(driver: Driver, hex_hash: str, size: int | None) -> Digest:

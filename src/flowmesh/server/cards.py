@@ -6,12 +6,13 @@ from typing import Any
 from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing, DigestMismatch, LimitExceeded, SpecError
 from flowmesh.base.names import name_and_tag
+from flowmesh.cards import Evaluation, ModelCard, ModelData, ModelParent
 from flowmesh.server.driver import Driver
 from flowmesh.server.lineage import Place, maker_of, node_of
 from flowmesh.server.registry import Registry, kind_of
 from flowmesh.spec.table import decode_rows
 from flowmesh.stores.trees import read_manifest
-from flowmesh.wire import Evaluation, ModelCard, ModelData, ModelEntry, ModelKind, ModelParent
+from flowmesh.wire import ModelEntry, ModelKind
 
 #: Parents of one card; a chain is cut where it is longer.
 PARENTS_LIMIT = 100

@@ -3,16 +3,13 @@
 import asyncio
 import contextlib
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
-
-from flowmesh.base.digest import Digest
 from flowmesh.base.errors import BlobMissing, Conflict, LimitExceeded, SpecError, StoreError
-from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.base.ids import RunId, StepId, TaskId, TenantId, WorkerId
+from flowmesh.core.budgets import waits_for
 from flowmesh.core.checkpoints import STOP_MS
 from flowmesh.core.events import (
     Event,
@@ -21,37 +18,40 @@ from flowmesh.core.events import (
     RunSubmitted,
     StepAssembled,
     StepExpanded,
-    TaskResult,
     Tick,
     WorkerGone,
-    WorkerSynced,
 )
+from flowmesh.core.forecast import snapshot
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.needs import unmet
-from flowmesh.core.records import Failure, Step, StepStatus
+from flowmesh.core.plan import Policy
+from flowmesh.core.records import Step, StepStatus
 from flowmesh.core.state import Changes
+from flowmesh.fleets.base import Provider
 from flowmesh.server.access import Access
 from flowmesh.server.checkpoints import Checkpoints
+from flowmesh.server.fleet import Fleet
+from flowmesh.server.forecasts import Forecasts
 from flowmesh.server.items import Items
 from flowmesh.server.ledger import Ledger
 from flowmesh.server.project import RunRecord, pack
+from flowmesh.server.quotas import TenantSettings, changes_of
+from flowmesh.server.reports import synced
 from flowmesh.server.signals import Signals
 from flowmesh.server.steps import StepWork
 from flowmesh.server.submission import Submission
 from flowmesh.server.submissions import Submissions
-from flowmesh.spec.action import Result
+from flowmesh.server.uploads import Uploads
 from flowmesh.spec.operator import Operator
 from flowmesh.stores.base import BlobStore
 from flowmesh.stores.sqlite import Database
 from flowmesh.wire import (
-    COUNT_LIMIT,
     CreateRun,
     LeaseBody,
     LeaseStop,
     LeaseTask,
     SyncAnswer,
     SyncRequest,
-    TaskReport,
     WorkerInfo,
 )
 
@@ -79,7 +79,9 @@ class Driver:
     """Holds the ledger and serves runs and workers; one for each server process.
 
     Args:
-        weights: of tenants; 1 for those not named.
+        tenants: their weights and quotas; those not named have weight 1 and no quota.
+        policy: with the limits of what may be rented; `Utility()`, which rents nothing, if None.
+        providers: of machines.
     """
 
     def __init__(
@@ -88,7 +90,10 @@ class Driver:
         store: BlobStore,
         access: Access,
         catalog: Mapping[str, Operator],
-        weights: Mapping[str, float],
+        tenants: Mapping[str, TenantSettings],
+        *,
+        policy: Policy | None = None,
+        providers: Sequence[Provider] = (),
     ) -> None:
         self.database = database
         self.store = store
@@ -96,9 +101,18 @@ class Driver:
         self.signals = Signals()
         self.submissions = Submissions(database, catalog)
         self.infos: dict[WorkerId, WorkerInfo] = {}
-        self._weights = weights
-        self._ledger = Ledger(database, self._perform)
+        self._tenants = tenants
+        self._ledger = Ledger(database, self._perform, policy)
+        self.fleet = Fleet(
+            providers,
+            step=self._ledger.step,
+            durable=self._ledger.durable,
+            state=lambda: self.plane.state,
+            now_ms=self.now_ms,
+        )
+        self.uploads = Uploads(access, lambda: self.plane.state)
         self.checkpoints = Checkpoints(database, store, self._ledger)
+        self.forecasts = Forecasts(database, store, lambda: self.plane)
         #: What each worker said it runs.
         self._running: dict[WorkerId, frozenset[int]] = {}
         self._work = StepWork(database, store)
@@ -122,15 +136,20 @@ class Driver:
         """Take up the work where the journal left it."""
         left = self.plane.outstanding()
         await self._ledger.step(PlaneStarted(self.now_ms()))
+        await self.access.learn_sizes(self.store)
+        for change in changes_of(self.plane.state, self._tenants, self.now_ms()):
+            await self._ledger.step(change)
         self._take_up(left)
         self._spawn(self._ticks())
         self._spawn(self.checkpoints.tend())
+        self._spawn(self.fleet.run())
 
     async def close(self) -> None:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         self._threads.shutdown(wait=True)
+        self.forecasts.close()
         if not self.fatal.done():
             await self._ledger.checkpoint()
         self.database.close()
@@ -148,21 +167,25 @@ class Driver:
         """
         if self._is_known(run, request):
             return False
-        submission = await asyncio.to_thread(self._checked, request)
+        submission = await asyncio.to_thread(self.checked, request)
         if run in self.plane.state.runs or run in self.plane.state.settled_ms:
             await self._ledger.durable()
             return not self._is_known(run, request)
         self._check_room(request.tenant)
         at_ms = self.now_ms()
-        weight = self._weights.get(request.tenant, 1.0)
-        core_run, steps = submission.core_run(run, at_ms, weight)
+        core_run, steps = submission.core_run(run, at_ms, self.weight_of(request.tenant))
         graph = submission.graph
         names = [(name, graph.steps[name].op.name) for name in graph.order]
         title = graph.workflow.name or request.file
         record = pack(RunRecord(title, request.model_dump_json(), names))
         self.submissions.keep(run, submission)
+        before = snapshot(self.plane.state, at_ms)
         await self._ledger.step(RunSubmitted(at_ms, core_run, steps, record))
+        self._spawn(self.forecasts.keep(submission, core_run, before))
         return True
+
+    def weight_of(self, tenant: str) -> float:
+        return self._tenants.get(tenant, TenantSettings()).weight
 
     def _check_room(self, tenant: str) -> None:
         known = self.plane.state.tenants.get(TenantId(tenant))
@@ -178,7 +201,8 @@ class Driver:
             raise Conflict(f"the key {request.key!r} belongs to run {run} of another request")
         return bool(found)
 
-    def _checked(self, request: CreateRun) -> Submission:
+    def checked(self, request: CreateRun) -> Submission:
+        """What a request comes to. Raises SpecError, BlobMissing."""
         submission = self.submissions.check(request)
         needed = {artifact.address for artifact in submission.artifacts()}
         there = self.store.has(needed)
@@ -205,10 +229,13 @@ class Driver:
             await asyncio.sleep(0.05)
 
     def unmet(self, run: RunId) -> dict[str, str]:
-        """By the names of a run's steps: what no worker has that their tasks need."""
+        """By the names of a run's steps: what their tasks wait for that no worker or quota has."""
         state, now_ms = self.plane.state, self.now_ms()
         known = state.runs.get(run)
-        told = {step: unmet(state, step, now_ms) for step in (known.steps if known else ())}
+        told = {
+            step: unmet(state, step, now_ms) or waits_for(state, step)
+            for step in (known.steps if known else ())
+        }
         return {step.removeprefix(f"{run}/"): words for step, words in told.items() if words}
 
     def items(self, step: StepId) -> Items:
@@ -233,7 +260,7 @@ class Driver:
         for event in self.checkpoints.events(request, self.now_ms()):
             await self._ledger.step(event)
         self._running[worker] = frozenset(request.running)
-        await self._ledger.step(_synced(request, self.now_ms()))
+        await self._ledger.step(synced(request, self.now_ms()))
         for step, digest in lacking:
             self._spawn(self._make_again(step, digest))
         settled = [(report.lease, report.task) for report in request.reports]
@@ -302,6 +329,7 @@ class Driver:
                     task=task,
                     pack=known[task].spec.pack,
                     line=known[task].spec.line,
+                    work=known[task].spec.work,
                     checkpoint=trees.get(task, ""),
                 )
                 for task in left
@@ -331,6 +359,7 @@ class Driver:
         for run in runs:
             self.signals.run_changed(run, settled=run not in self.plane.state.runs)
         self._take_up(changes.steps.values())
+        self.fleet.changed(changes)
 
     def _take_up(self, steps: Iterable[Step]) -> None:
         """Expand and assemble those of `steps` that the core waits for."""
@@ -401,50 +430,3 @@ class Driver:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the driver failed", exc_info=error)
             self._ledger.stop(f"{type(error).__name__}: {error}")
-
-
-def _synced(request: SyncRequest, at_ms: int) -> WorkerSynced:
-    info = request.info
-    return WorkerSynced(
-        at_ms,
-        WorkerId(info.worker),
-        info.runtimes,
-        info.slots,
-        info.usd_per_hour,
-        info.warm,
-        tuple(_task_result(report) for report in request.reports),
-        request.leaving,
-        info.devices,
-        info.memory_bytes,
-        request.draining,
-    )
-
-
-def _task_result(report: TaskReport) -> TaskResult:
-    """A report that cannot be read is a failure of its task, not of the sync."""
-    ended = (LeaseId(report.lease), TaskId(report.task))
-    if report.result is not None:
-        try:
-            result = Result.decode(report.result)
-            _check_artifacts(result)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            message = f"the worker's result cannot be read: {error}"
-            return TaskResult(*ended, Failure.INTERNAL, message=message)
-        seconds = result.usage.seconds
-        if math.isfinite(seconds) and seconds >= 0:
-            return TaskResult(*ended, output=report.result, seconds=seconds)
-        return TaskResult(*ended, Failure.INTERNAL, message=f"a task took {seconds} seconds")
-    if not report.kind:
-        message = "the worker reported neither a result nor a failure"
-        return TaskResult(*ended, Failure.INTERNAL, message=message)
-    failure = Failure(report.kind)
-    return TaskResult(*ended, failure, "", report.message, report.detail, report.seconds)
-
-
-def _check_artifacts(result: Result) -> None:
-    """Raises ValueError for what would not fit into the tables, or names nothing."""
-    for text in result.digests():
-        Digest.parse(text)
-    for port, made in result.outputs.items():
-        if not -1 <= made.rows <= COUNT_LIMIT:
-            raise ValueError(f"its output {port!r} has {made.rows} rows")

@@ -12,7 +12,9 @@ from flowmesh.base.errors import StoreError
 from flowmesh.core.decisions import DECISIONS, Decision
 from flowmesh.core.events import EVENTS, Event
 from flowmesh.core.machine import ControlPlane
+from flowmesh.core.plan import Policy
 from flowmesh.core.state import Changes, State
+from flowmesh.server import reasons
 from flowmesh.server.project import statements
 from flowmesh.stores.codec import Codec, decode_state, encode_state
 from flowmesh.stores.sqlite import Database, SqliteJournal
@@ -28,12 +30,18 @@ class Ledger:
         fatal: set with the reason when the process cannot go on.
     """
 
-    def __init__(self, database: Database, on_durable: Callable[[Changes], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        on_durable: Callable[[Changes], None],
+        policy: Policy | None = None,
+    ) -> None:
         self.fatal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._on_durable = on_durable
         self._journal = SqliteJournal(database)
         self._codec: Codec[Event | Decision] = Codec([*EVENTS, *DECISIONS])
         self._since_checkpoint = 0
+        self._policy = policy
         self._last: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._last.set_result(0)
         self.plane = self._recovered()
@@ -43,7 +51,7 @@ class Ledger:
 
     def _recovered(self) -> ControlPlane:
         last = self._journal.last_checkpoint()
-        plane = ControlPlane(state=decode_state(last.state, State) if last else None)
+        plane = ControlPlane(self._policy, decode_state(last.state, State) if last else None)
         for _, records in self._journal.replay(last.seq if last else 0):
             plane.replay(self._codec.decode_many(records))
             plane.state.drain()
@@ -66,6 +74,7 @@ class Ledger:
             changes = self.plane.state.drain()
             records = self._codec.encode_many([event, *decisions])
             rows = statements(event, decisions, changes)
+            rows += reasons.statements(self.plane, decisions)
             self._last = asyncio.wrap_future(self._journal.append(event.at_ms, records, rows))
         except Exception as error:
             self.stop(f"{type(error).__name__}: {error}")

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Query
 
 from flowmesh.base.errors import Problem, SpecError
 from flowmesh.base.names import LATEST
+from flowmesh.cards import ModelCard
 from flowmesh.server.auth import Tenant, TheDriver
 from flowmesh.server.cards import card_of
 from flowmesh.server.registry import Registry, split
-from flowmesh.wire import ModelCard, ModelEntry, ModelView, NameModel
+from flowmesh.wire import ModelEntry, ModelView, NameModel
 
 routes = APIRouter(prefix="/v1", tags=["models"])
 

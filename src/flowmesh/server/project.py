@@ -4,13 +4,14 @@ The core keeps what it needs; people ask for more. What only people need travels
 events' opaque `record` fields, as the dataclasses below, so that the journal holds it all.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from flowmesh.base.ids import RunId, StepId, TaskId
+from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId
 from flowmesh.core.decisions import Decision, GrantLease
 from flowmesh.core.events import Event, RunSubmitted, StepAssembled, StepExpanded
 from flowmesh.core.records import Run, RunStatus, Step
@@ -100,9 +101,12 @@ def _of_event(event: Event, changes: Changes) -> Iterator[Statement]:
 def _new_run(event: RunSubmitted) -> Iterator[Statement]:
     record, run = msgspec.json.decode(event.record, type=RunRecord), event.run
     yield (
-        "INSERT INTO runs (run, tenant, name, status, submitted_ms, request)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (run.id, run.tenant, record.name, run.status.value, run.submitted_ms, record.request),
+        "INSERT INTO runs (run, tenant, name, status, submitted_ms, request, deadline_ms,"
+        " budget_usd, objective) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(run.id, run.tenant, record.name, run.status.value, run.submitted_ms),
+            *(record.request, run.deadline_ms, run.budget_usd, run.objective),
+        ),
     )
     named = dict(zip((step.id for step in event.steps), record.steps, strict=True))
     for position, step in enumerate(event.steps):
@@ -136,6 +140,7 @@ def _assembled(step: StepId, run: RunId, record: AssembledRecord) -> Iterator[St
 def _of_changes(at_ms: int, decisions: Sequence[Decision], changes: Changes) -> Iterator[Statement]:
     for accepted in changes.accepted:
         yield from _accepted(at_ms, accepted)
+    yield from _of_shares(changes.accepted)
     for spent in changes.spent:
         yield from _cost(spent.runs, spent.usd)
     yield from _of_progress(at_ms, changes)
@@ -144,27 +149,58 @@ def _of_changes(at_ms: int, decisions: Sequence[Decision], changes: Changes) -> 
     for run in changes.runs.values():
         if run.status is not RunStatus.RUNNING:
             yield _settled(at_ms, run)
-    scores = {choice.lease: choice.score for choice in decisions if isinstance(choice, GrantLease)}
+    scores = {
+        choice.lease: choice.utility for choice in decisions if isinstance(choice, GrantLease)
+    }
     for lease, runs in changes.granted:
         yield (
-            "INSERT INTO leases (lease, worker, batch_key, tasks, score, granted_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO leases"
+            " (lease, worker, batch_key, tasks, score, granted_ms, kind, expected)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                lease.id,
-                lease.worker,
-                lease.batch_key,
-                len(lease.tasks),
-                pack(scores[lease.id]),
-                at_ms,
+                *(lease.id, lease.worker, lease.batch_key, len(lease.tasks)),
+                *(pack(scores[lease.id]), at_ms, lease.kind, pack(lease.expected)),
             ),
         )
         for run_id in runs:
             yield "INSERT INTO lease_runs VALUES (?, ?)", (lease.id, run_id)
             yield "UPDATE runs SET batches = batches + 1 WHERE run = ?", (run_id,)
+    for measured in changes.measured:
+        yield (
+            "UPDATE leases SET timing = ? WHERE lease = ?",
+            (pack(measured.timing), measured.lease.id),
+        )
     for lease, reason in changes.ended:
         yield (
             "UPDATE leases SET ended_ms = ?, reason = ? WHERE lease = ?",
             (at_ms, reason, lease.id),
+        )
+
+
+def _of_shares(accepted: Sequence[Accepted]) -> Iterator[Statement]:
+    """By step and lease: tasks that succeeded, seconds of workers and USD, as shares.
+
+    Runs pay equally, and so do the steps of one run.
+    """
+    sums: dict[tuple[StepId, LeaseId], tuple[float, ...]] = {}
+    for one in accepted:
+        result = one.result
+        if len(one.runs) > 1:
+            for run_id in one.runs:
+                yield "INSERT OR IGNORE INTO task_runs VALUES (?, ?)", (result.task, run_id)
+        of_run = Counter(step.split("/", 1)[0] for step in one.steps)
+        for step in one.steps:
+            share = 1 / len(one.runs) / of_run[step.split("/", 1)[0]]
+            took = (result.seconds * share, one.usd * share)
+            before = sums.get((step, result.lease), (0, 0.0, 0.0))
+            more = (0 if result.failure else 1, *took)
+            sums[step, result.lease] = tuple(map(sum, zip(before, more, strict=True)))
+    for (step, lease), total in sums.items():
+        yield (
+            "INSERT INTO lease_steps VALUES (?, ?, ?, ?, ?) ON CONFLICT (step, lease)"
+            " DO UPDATE SET tasks = tasks + excluded.tasks, seconds = seconds + excluded.seconds,"
+            " usd = usd + excluded.usd",
+            (step, lease, *total),
         )
 
 

@@ -97,6 +97,8 @@ async def _events(driver: Driver, run: RunId, tenant: str) -> AsyncIterator[byte
 async def _view(driver: Driver, run: RunId, tenant: str) -> RunView:
     """From the tables; and from memory, what its steps wait for in vain. Raises NotFound."""
     view = await asyncio.to_thread(Views(driver).run, run, tenant)
+    if (known := driver.plane.state.runs.get(run)) is not None:
+        view.held_usd = known.held_usd
     unmet = driver.unmet(run)
     for step in view.steps:
         step.waits_for = unmet.get(step.step, "")

@@ -2,7 +2,8 @@
 
 Only `project.py` writes `runs` to `uses` and `progress`; they can be rebuilt by replaying the
 journal. So can `superseded`, but for what was taken away since.
-`uploads` and `model_tags` are registries of their own, written on request.
+`uploads` and `model_tags` are registries of their own, written on request. `decisions` and
+`forecasts` say what was thought at the time, which cannot be had again.
 """
 
 from flowmesh.stores.sqlite import JOURNAL_TABLES
@@ -92,4 +93,30 @@ VERSION_3 = (
     "CREATE TABLE superseded (tree TEXT PRIMARY KEY) WITHOUT ROWID",
 )
 
-MIGRATIONS = (VERSION_1, VERSION_2, VERSION_3)
+#: Money and quotas.
+VERSION_4 = (
+    "ALTER TABLE runs ADD COLUMN deadline_ms INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN budget_usd REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN objective TEXT NOT NULL DEFAULT ''",
+    # Null where it was not kept: the store knows it, see `Access.learn_sizes`.
+    "ALTER TABLE uploads ADD COLUMN size_bytes INTEGER",
+    # What a step's tasks took under a lease: the step's share, where others wanted them too.
+    """CREATE TABLE lease_steps (
+        step TEXT NOT NULL, lease INTEGER NOT NULL, tasks INTEGER NOT NULL, seconds REAL NOT NULL,
+        usd REAL NOT NULL, PRIMARY KEY (step, lease)) WITHOUT ROWID""",
+    # Of tasks that several runs were waiting for when they ended.
+    """CREATE TABLE task_runs (
+        task TEXT NOT NULL, run TEXT NOT NULL, PRIMARY KEY (task, run)) WITHOUT ROWID""",
+    "CREATE INDEX lease_steps_by_lease ON lease_steps (lease)",
+    # `explained` is `reasons.Kept`: a sample of the decisions, the newest of them.
+    "CREATE TABLE decisions (lease INTEGER PRIMARY KEY, explained TEXT NOT NULL)",
+    # What a batch should take (`records.Expected`) and took (`events.BatchTiming`; empty if it did
+    # not tell), on what kind of device.
+    "ALTER TABLE leases ADD COLUMN kind TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE leases ADD COLUMN expected TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE leases ADD COLUMN timing TEXT NOT NULL DEFAULT ''",
+    # `forecast` is `planning.PlanView`, made when the run was submitted.
+    "CREATE TABLE forecasts (run TEXT PRIMARY KEY, forecast TEXT NOT NULL) WITHOUT ROWID",
+)
+
+MIGRATIONS = (VERSION_1, VERSION_2, VERSION_3, VERSION_4)

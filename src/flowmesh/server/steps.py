@@ -5,7 +5,7 @@ Doing it twice does no harm.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -21,8 +21,9 @@ from flowmesh.base.errors import (
 )
 from flowmesh.base.ids import StepId, TaskId
 from flowmesh.core.events import StepAssembled, StepExpanded, StepReopened
-from flowmesh.core.records import Step, TaskSpec
+from flowmesh.core.records import Step, TaskSpec, Tree
 from flowmesh.server import items
+from flowmesh.server.demand import Models
 from flowmesh.server.parts import parts_of
 from flowmesh.server.project import AssembledRecord, ExpandedRecord, Use, pack
 from flowmesh.server.submission import Submission, flat, source_name
@@ -31,6 +32,7 @@ from flowmesh.spec.assemble import assemble
 from flowmesh.spec.expand import Expansion, Scope, expand
 from flowmesh.spec.gates import due
 from flowmesh.spec.nodes import StepNode, StepOutput, remaining
+from flowmesh.spec.prefixes import Prefix
 from flowmesh.spec.table import columns_of, decode_rows, encode_rows
 from flowmesh.spec.templates import RenderError
 from flowmesh.stores.base import BlobStore
@@ -50,12 +52,14 @@ class Cached:
 
     result: Result
     usd: float
+    made_ms: int
 
 
 class StepWork:
     def __init__(self, database: Database, store: BlobStore) -> None:
         self._database = database
         self._store = store
+        self.models = Models(store)
 
     def expand(self, submission: Submission, step: Step, at_ms: int) -> StepExpanded | StepReopened:
         """A step's items and which of their tasks are done already.
@@ -69,7 +73,7 @@ class StepWork:
             if sources is None or not self._due(submission, node, made, skipped):
                 return StepExpanded(at_ms, step.id, skipped=True, turn=step.turn)
             bound = submission.bind(sources, made)
-            expansion = expand(node, bound, self._rows(node, bound), _scope(submission, step.id))
+            expansion = expand(node, bound, self._rows(node, bound), scope_of(submission, step.id))
         except (BlobMissing, DigestMismatch) as error:
             return self._mended(submission, step, error, at_ms) or StepExpanded(
                 at_ms, step.id, error=str(error), turn=step.turn
@@ -80,10 +84,18 @@ class StepWork:
             Use(port, artifact, source_name(source))
             for (port, source), artifact in zip(flat(sources), _flat(bound), strict=True)
         ]
-        return self._expanded(step, at_ms, node, expansion, uses)
+        trees = self.models.adapters(node, bound)
+        expanded = self._expanded(step, at_ms, node, expansion, uses, trees)
+        return replace(expanded, demand=self.models.demand(node, bound))
 
     def _expanded(
-        self, step: Step, at_ms: int, node: StepNode, expansion: Expansion, uses: list[Use]
+        self,
+        step: Step,
+        at_ms: int,
+        node: StepNode,
+        expansion: Expansion,
+        uses: list[Use],
+        trees: tuple[Tree, ...],
     ) -> StepExpanded:
         tasks = list(expansion.actions)
         found, lost = self._found(tasks)
@@ -98,7 +110,7 @@ class StepWork:
             step.id,
             items=len(expansion.items) + len(refused),
             found=len(found),
-            wanted=_specs(node, expansion, wanted, where, self._saved(node, wanted)),
+            wanted=specs_of(node, expansion, wanted, where, self._saved(node, wanted), trees),
             rows_failed=len(refused),
             error=error,
             lost=tuple(TaskId(task) for task in lost),
@@ -197,9 +209,9 @@ class StepWork:
             page = tasks[start : start + _PAGE]
             marks = ",".join("?" * len(page))
             rows = self._database.read(
-                f"SELECT task, result, usd FROM results WHERE task IN ({marks})", page
+                f"SELECT task, result, usd, made_ms FROM results WHERE task IN ({marks})", page
             )
-            found |= {task: Cached(Result.decode(text), usd) for task, text, usd in rows}
+            found |= {task: Cached(Result.decode(text), *more) for task, text, *more in rows}
         return found
 
     def _found(self, tasks: Sequence[str]) -> tuple[dict[str, Cached], list[str]]:
@@ -323,33 +335,44 @@ class StepWork:
         return Artifact("table", str(digest), len(rows), columns)
 
 
-def _specs(
+def specs_of(
     node: StepNode,
     expansion: Expansion,
     wanted: Sequence[str],
     where: str,
     saved: Mapping[str, tuple[str, int]],
+    trees: tuple[Tree, ...] = (),
 ) -> tuple[TaskSpec, ...]:
-    """Of the tasks whose documents are the lines of the pack `where`."""
+    """Of the tasks whose documents are the lines of the pack `where`; all need `trees`."""
     pure = node.op.determinism(node.params) != "effect"
     devices = node.op.devices(node.params)
-    return tuple(
-        TaskSpec(
+
+    def spec(line: int, task: str) -> TaskSpec:
+        amounts = expansion.amounts[task]
+        prefix = expansion.prefixes.get(task, Prefix("", 0))
+        checkpoint, step = saved.get(task, ("", 0))
+        return TaskSpec(
             id=TaskId(task),
-            batch_key=expansion.keys[task][0],
+            batch_key=expansion.batch_key,
             runtime=node.op.runtime,
-            work=expansion.keys[task][1],
+            work=amounts.work,
             max_batch=node.op.max_batch,
             pack=where,
             line=line,
             pure=pure,
             devices=devices,
             memory_bytes=node.memory_bytes,
-            checkpoint=saved.get(task, ("", 0))[0],
-            step=saved.get(task, ("", 0))[1],
+            checkpoint=checkpoint,
+            step=step,
+            prompt_tokens=amounts.prompt_tokens,
+            output_tokens=amounts.output_tokens,
+            prefix=prefix.name,
+            prefix_tokens=prefix.tokens,
+            linger_ms=node.linger_ms,
+            trees=trees,
         )
-        for line, task in enumerate(wanted)
-    )
+
+    return tuple(spec(line, task) for line, task in enumerate(wanted))
 
 
 def _gone(task: str) -> StoreError:
@@ -360,7 +383,7 @@ def decode_outputs(text: str) -> dict[str, Artifact]:
     return msgspec.json.decode(text, type=dict[str, Artifact])
 
 
-def _scope(submission: Submission, step: StepId) -> Scope:
+def scope_of(submission: Submission, step: StepId) -> Scope:
     domain = submission.graph.workflow.domain or DEFAULT_DOMAIN
     return Scope(step.split("/", 1)[0], submission.request.tenant, domain)
 

@@ -8,6 +8,7 @@ from flowmesh.base.ids import RunId, StepId, TenantId
 from flowmesh.core.records import OnError, Run, Step
 from flowmesh.spec.action import Artifact, Bound
 from flowmesh.spec.graph import build
+from flowmesh.spec.limits import duration_ms
 from flowmesh.spec.nodes import (
     Graph,
     InputFile,
@@ -98,19 +99,34 @@ class Submission:
 
     def core_run(self, run: RunId, now_ms: int, weight: float) -> tuple[Run, tuple[Step, ...]]:
         """The run as the core knows it."""
+        nodes = [self.graph.steps[name] for name in self.graph.order]
         steps = tuple(
             Step(
-                StepId(f"{run}/{name}"),
+                StepId(f"{run}/{node.name}"),
                 run,
-                tuple(StepId(f"{run}/{before}") for before in self.graph.steps[name].upstream),
-                OnError(self.graph.steps[name].on_error),
+                tuple(StepId(f"{run}/{before}") for before in node.upstream),
+                OnError(node.on_error),
+                operator=f"{node.op.name}@{node.op.version}",
             )
-            for name in self.graph.order
+            for node in nodes
         )
         ids = tuple(step.id for step in steps)
-        priority = self.graph.workflow.priority
-        tenant = TenantId(self.request.tenant)
-        return Run(run, tenant, priority, ids, now_ms, weight), steps
+        request, workflow = self.request, self.graph.workflow
+        after_ms = duration_ms(workflow.deadline) if workflow.deadline else 0
+        if request.deadline_s is not None:
+            after_ms = max(1, round(request.deadline_s * 1000))
+        made = Run(
+            id=run,
+            tenant=TenantId(request.tenant),
+            priority=workflow.priority,
+            steps=ids,
+            submitted_ms=now_ms,
+            weight=weight,
+            deadline_ms=now_ms + after_ms if after_ms else 0,
+            budget_usd=request.budget_usd or workflow.budget_usd or 0.0,
+            objective=request.objective or workflow.objective or "",
+        )
+        return made, steps
 
 
 def artifact(view: ArtifactView) -> Artifact:

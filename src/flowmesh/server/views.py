@@ -25,7 +25,10 @@ from flowmesh.wire import (
 
 FAILURES_SHOWN = 20
 
-_RUN = "run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd"
+_RUN = (
+    "run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd,"
+    " deadline_ms, budget_usd, objective"
+)
 _STEP = (
     "step, name, op, status, message, items, pending, executed, reused, joined, failed,"
     " rows_refused, outputs"
@@ -164,7 +167,10 @@ def _page(after: str | None) -> tuple[int, str]:
 
 
 def _run_view(row: tuple[Any, ...], now_ms: int) -> RunView:
-    run, tenant, name, status, message, submitted_ms, settled_ms, batches, usd, saved_usd = row
+    run, tenant, name, status, message, submitted_ms, settled_ms, *rest = row
+    batches, usd, saved_usd, deadline_ms, budget_usd, objective = rest
+    late = bool(deadline_ms) and (settled_ms or now_ms) > deadline_ms
+    met = None if not deadline_ms or not (late or settled_ms) else not late
     return RunView(
         run=run,
         tenant=tenant,
@@ -177,6 +183,10 @@ def _run_view(row: tuple[Any, ...], now_ms: int) -> RunView:
         batches=batches,
         cost_usd=usd,
         saved_usd=saved_usd,
+        budget_usd=budget_usd,
+        deadline_ms=deadline_ms,
+        deadline_met=met if met is None else met and status == "succeeded",
+        objective=objective,
     )
 
 

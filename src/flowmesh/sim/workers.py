@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flowmesh.base.ids import LeaseId, TaskId, WorkerId
+from flowmesh.base.ids import InstanceId, LeaseId, TaskId, WorkerId
 from flowmesh.core.events import TaskProgressed, TaskResult, WorkerGone, WorkerSynced
 from flowmesh.core.plan import LEASE_MS
 from flowmesh.core.records import Failure
@@ -23,12 +23,14 @@ class SimWorker:
 
     `running` holds the open tasks of each lease it works on; `reports` what it has
     finished and the plane has not settled yet, `saved` the steps of checkpoints likewise.
-    `at` is the step at which each long task is.
+    `at` is the step at which each long task is. `instance` is the rented machine it is on.
     """
 
-    def __init__(self, world: "World", number: int) -> None:
+    def __init__(self, world: "World", number: int, instance: str = "") -> None:
         self.world = world
         self.number = number
+        self.instance = InstanceId(instance)
+        self.draining = False
         self.generation = 0
         self.units_per_s = world.rng.choice([0.2, 1.0, 8.0])
         self.slots = world.rng.choice([1, 1, 2])
@@ -92,7 +94,18 @@ class SimWorker:
 
         def make(now_ms: int) -> WorkerSynced:
             runtimes, price = self.runtimes, 0.3 * self.units_per_s
-            return WorkerSynced(now_ms, worker, runtimes, self.slots, price, warm, reports, leaving)
+            return WorkerSynced(
+                now_ms,
+                worker,
+                runtimes,
+                self.slots,
+                price,
+                warm,
+                reports,
+                leaving,
+                draining=self.draining,
+                instance=self.instance,
+            )
 
         def receive() -> None:
             for (lease, task), step in saved.items():

@@ -20,9 +20,11 @@ from flowmesh.core.events import (
     Tick,
 )
 from flowmesh.core.machine import ControlPlane
+from flowmesh.core.plan import Utility
 from flowmesh.core.records import Lease, Run, RunStatus, Step, StepStatus, TaskSpec
 from flowmesh.core.state import Accepted, Changes
 from flowmesh.sim.faults import Faults
+from flowmesh.sim.renting import Renting
 from flowmesh.sim.workers import SimWorker
 from flowmesh.sim.workload import Workload, step_of, tree_at
 
@@ -42,13 +44,16 @@ class World:
         steps: every step as it was last seen, settled ones too.
     """
 
-    def __init__(self, seed: int, *, runs: int = 12, workers: int = 3) -> None:
+    def __init__(
+        self, seed: int, *, runs: int = 12, workers: int = 3, rents: bool = False
+    ) -> None:
         self.rng = Random(seed)
         self.faults = Faults.swarm(self.rng)
         #: A result may be forgotten too early then, and made again.
         self._may_repeat = self.faults.jump_clock > 0 or self.faults.lose_blob > 0
         self.workload = Workload(self.rng, self.faults.bad_input)
-        self.plane = ControlPlane()
+        self.renting: Renting | None = None
+        self.plane = self._new_plane()
         self.journal: list[Event | Decision] = []
         self.now_ms = 0
         self.skew_ms = 0
@@ -68,6 +73,15 @@ class World:
         for number in range(runs):
             self.after(self.rng.randrange(600_000), lambda number=number: self._submit(number))  # type: ignore[misc]
         self.after(TICK_MS, self._tick)
+        if rents:
+            # Its chances are its own, so that the same seed without renting stays as it was.
+            self.renting = Renting(self, Random(seed + 1_000_000))
+            self.plane = self._new_plane()
+
+    def _new_plane(self) -> ControlPlane:
+        if self.renting is None:
+            return ControlPlane()
+        return ControlPlane(Utility(fleet=self.renting.limits))
 
     def run(self, *, until_ms: int) -> None:
         while self._queue and self._queue[0][0] <= until_ms:
@@ -82,7 +96,10 @@ class World:
     def heal(self) -> None:
         """End the faults, in mid-flight. Only some workers live on: the rest are gone for good."""
         self.faults.stop()
-        core = self.rng.sample(self.workers, self.rng.randint(1, len(self.workers)))
+        if self.renting is not None:
+            self.renting.heal()
+        lives = self.rng.randint(1, len(self.workers)) if self.workers else 0
+        core = self.rng.sample(self.workers, lives)
         for worker in self.workers:
             worker.heal(lives=worker in core)
 
@@ -118,6 +135,8 @@ class World:
         self.journal += [event, *decisions]
         self._project()
         check(self.plane.state)
+        if self.renting is not None:
+            self.renting.check(decisions)
         if self.hit(self.faults.crash_after):
             self._restart()
         self._perform()
@@ -126,7 +145,7 @@ class World:
     def _restart(self) -> None:
         """The plane's process is replaced: what is not in the journal is gone."""
         before = self.plane.state
-        self.plane = ControlPlane()
+        self.plane = self._new_plane()
         self.plane.replay(self.journal)
         self.plane.state.drain()
         assert self.plane.state == before

@@ -112,12 +112,16 @@ def task_of(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one task took. Seconds are the task's share of its batch; tokens are counted."""
+    """What one task took. Seconds are the task's share of its batch; tokens are counted.
+
+    `cached_tokens` of the prompt's were not read for it: they were remembered from another row.
+    """
 
     seconds: float = 0.0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     joules: float | None = None
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

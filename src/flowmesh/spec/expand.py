@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from flowmesh.spec.action import Action, Bound, artifacts_of, task_of
 from flowmesh.spec.nodes import StepNode
+from flowmesh.spec.operator import Amounts
+from flowmesh.spec.prefixes import Prefix, common_beginnings
 from flowmesh.spec.templates import RenderError, renderer
 
 
@@ -50,12 +52,16 @@ class Expansion:
 
     Attributes:
         actions: document of each distinct task.
-        keys: batch key and estimated work of each distinct task.
+        batch_key: of all of them.
+        amounts: what each distinct task asks of a machine.
+        prefixes: what tasks have in common that is computed once in a batch; see `prefixes.py`.
     """
 
     items: tuple[Item, ...]
     actions: Mapping[str, dict[str, Any]]
-    keys: Mapping[str, tuple[str, float]]
+    batch_key: str
+    amounts: Mapping[str, Amounts]
+    prefixes: Mapping[str, Prefix]
     failed: tuple[Refused, ...] = ()
 
 
@@ -77,7 +83,7 @@ def expand(
     else:
         assert rows is not None, f"{node.name} works on rows"
         _expand_rows(maker, node, rows)
-    return Expansion(tuple(maker.items), maker.actions, maker.keys, tuple(maker.failed))
+    return maker.expansion()
 
 
 def _expand_rows(maker: "_Maker", node: StepNode, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -136,7 +142,7 @@ class _Maker:
     scope: Scope
     items: list[Item] = field(default_factory=list)
     actions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    keys: dict[str, tuple[str, float]] = field(default_factory=dict)
+    amounts: dict[str, Amounts] = field(default_factory=dict)
     failed: list[Refused] = field(default_factory=list)
     _inputs: dict[str, Bound] = field(init=False)
     _engine: str = field(init=False)
@@ -148,12 +154,27 @@ class _Maker:
         own = {"rows"} if op.grain == "row" else set()
         self._inputs = {port: one for port, one in self.bound.items() if port not in own}
         self._engine = op.engine(self.node.params)
-        self._batch_key = op.batch_key(self._engine, list(self._models()))
+        self._batch_key = op.batch_key(self._engine, list(self._trees("model")))
 
-    def _models(self) -> Iterator[str]:
+    def _trees(self, kind: str) -> Iterator[str]:
         for port, declared in self.node.op.inputs.items():
-            if declared.kind == "model" and port in self._inputs:
+            if declared.kind == kind and port in self._inputs:
                 yield from (artifact.digest for artifact in artifacts_of(self._inputs[port]))
+
+    def expansion(self) -> Expansion:
+        return Expansion(
+            tuple(self.items),
+            self.actions,
+            self._batch_key,
+            self.amounts,
+            self._prefixes(),
+            tuple(self.failed),
+        )
+
+    def _prefixes(self) -> dict[str, Prefix]:
+        if not self.node.op.shares_prefixes:
+            return {}
+        return common_beginnings(self.amounts, "/".join([self._batch_key, *self._trees("adapter")]))
 
     def add(
         self, row: int, sample: int, rendered: Mapping[str, Any], extra: dict[str, Any]
@@ -173,7 +194,7 @@ class _Maker:
         self.items.append(Item(row, sample, task))
         if task not in self.actions:
             self.actions[task] = document
-            self.keys[task] = (self._batch_key, op.work(action.params))
+            self.amounts[task] = op.amounts_of(action.params, self._inputs)
 
     def _salt(self, row: int, sample: int) -> str:
         node, scope = self.node, self.scope

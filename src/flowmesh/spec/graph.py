@@ -15,6 +15,7 @@ from flowmesh.base.nearest import nearest
 from flowmesh.spec.document import Path, Positions
 from flowmesh.spec.gates import Gate
 from flowmesh.spec.gating import Gating
+from flowmesh.spec.limits import duration_ms
 from flowmesh.spec.loops import OUTSIDE, Scope, count_of, instances_in, loops_of
 from flowmesh.spec.nodes import (
     ERRORS_PORT,
@@ -268,6 +269,7 @@ class _Builder:
             reuse=step.reuse,
             numerics=step.numerics,
             memory_bytes=round(step.needs.memory_gb * 1e9) if step.needs else 0,
+            linger_ms=duration_ms(step.linger),
             line=self.positions.problem("", *path).line,
         )
 

@@ -90,6 +90,7 @@ class StepNode:
         columns: of each output port that is a table; None where only running tells.
         gates: conditions that must hold; else the step is skipped.
         memory_bytes: what one of its tasks takes of a worker, 0 if that is not said.
+        linger_ms: how long its tasks may wait for others to fill their batch.
         line: of the step in the document, 0 if it has none.
     """
 
@@ -108,6 +109,7 @@ class StepNode:
     reuse: Literal["samples"] | None = None
     numerics: Literal["exact"] | None = None
     memory_bytes: int = 0
+    linger_ms: int = 0
     line: int = 0
 
 

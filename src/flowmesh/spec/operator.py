@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from flowmesh.spec.action import Bound
+
 #: Column names of a table, or None where they can only be known by running.
 Columns = tuple[str, ...] | None
 
@@ -38,6 +40,24 @@ class Port:
     doc: str
     arity: Literal["one", "list", "map"] = "one"
     required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What one task asks of a machine, as far as its action tells beforehand.
+
+    Attributes:
+        work: in units whose cost is learnt; counts where no tokens do.
+        prompt_tokens: that a model reads, or trains on: an estimate. 0 where no model has a part.
+        output_tokens: the most that it may generate.
+        prompt: what it reads first, in parts: where the prompts of one batch begin with equal
+            parts, its engine reads these once. Empty if it does not.
+    """
+
+    work: float = 1.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prompt: tuple[str, ...] = ()
 
 
 class ParamError(ValueError):
@@ -103,6 +123,12 @@ class Operator:
         engine: `family/numeric format` from the parameters, if it changes results.
         exact: whether the same bytes come out alone or in any batch, from the parameters.
         work: estimated work of an action in units whose cost is learnt; 1 for a small thing.
+            Enough for an operator without a language model.
+        amounts: (an action's parameters, its inputs) to all that can be told of it; in place of
+            `work`.
+        shares_prefixes: its engine reads once what prompts of a batch have in common.
+        flops_per_parameter: of its models, for a token of `amounts`: 2 to run them, 6 to train
+            them. 0 if what it does is counted in units of work and not in tokens.
         max_batch: most tasks of one lease.
         aggregate: row operators: (params, output rows) to the rows of a further output port,
             `summary`: what the step as a whole measured. Empty rows in, rows with the same
@@ -134,10 +160,19 @@ class Operator:
     engine: Callable[[Any], str] = lambda params: ""
     exact: Callable[[Any], bool] = lambda params: True
     work: Callable[[Mapping[str, Any]], float] = lambda action_params: 1.0
+    amounts: Callable[[Mapping[str, Any], Mapping[str, Bound]], Amounts] | None = None
+    shares_prefixes: bool = False
+    flops_per_parameter: float = 0.0
     max_batch: int = 1
     aggregate: Callable[[Any, list[dict[str, Any]]], list[dict[str, Any]]] | None = None
     resumable: bool = False
     devices: Callable[[Any], int] = lambda params: 1
+
+    def amounts_of(self, params: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
+        """What an action with these parameters and inputs asks of a machine."""
+        if self.amounts is not None:
+            return self.amounts(params, inputs)
+        return Amounts(work=self.work(params))
 
     def batch_key(self, engine: str, models: Sequence[str]) -> str:
         """Tasks with equal keys may run in one batch: same operator, engine and models."""

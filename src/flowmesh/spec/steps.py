@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from flowmesh.spec.inputs import Name, Part, Plain
+from flowmesh.spec.limits import Linger
 
 STEPS_LIMIT = 1000
 MATRIX_LIMIT = 1000
@@ -63,6 +64,9 @@ class Step(Part):
     needs: Annotated[
         Needs | None, Field(description="What its tasks take of a worker: `{memory_gb: 8}`.")
     ] = None
+    linger: Annotated[
+        Linger, Field(description="How long a task may wait for others that fill its batch.")
+    ] = "0s"
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from flowmesh.spec.inputs import (
     PlainInput,
     TableInput,
 )
+from flowmesh.spec.limits import BudgetUsd, Deadline, Objective
 from flowmesh.spec.messages import by_path, in_words, shown
 from flowmesh.spec.steps import (
     MATRIX_LIMIT,
@@ -87,6 +88,18 @@ class Workflow(Part):
             description="Every 10 points double the worth of the run's work to the scheduler.",
         ),
     ] = 0
+    deadline: Annotated[
+        Deadline | None,
+        Field(description="When a run should have settled: so long after it was submitted."),
+    ] = None
+    budget_usd: Annotated[
+        BudgetUsd | None,
+        Field(description="The most that a run may spend; it is stopped before it spends more."),
+    ] = None
+    objective: Annotated[
+        Objective | None,
+        Field(description="What its placement weighs most; the server's choice by default."),
+    ] = None
     domain: Annotated[
         str | None,
         Field(pattern=REGISTERED_PATTERN, description="Sharing domain; the server's by default."),

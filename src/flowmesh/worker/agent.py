@@ -18,19 +18,28 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 from flowmesh.base.errors import FlowMeshError, Problem, SpecError, Unreachable
 from flowmesh.base.version import __version__
 from flowmesh.runtimes.base import FailureKind
-from flowmesh.wire import LeaseBody, SyncAnswer, SyncRequest, TaskReport, WorkerInfo
+from flowmesh.wire import (
+    HOLDS_LIMIT,
+    DeviceBody,
+    LeaseBody,
+    SyncAnswer,
+    SyncRequest,
+    TaskReport,
+    WorkerInfo,
+)
 from flowmesh.worker.cache import Cache
-from flowmesh.worker.children import Children
+from flowmesh.worker.children import Children, environment
 from flowmesh.worker.delivery import Assignment
+from flowmesh.worker.device import Gauge
 from flowmesh.worker.executor import Executor
-from flowmesh.worker.offers import offered
+from flowmesh.worker.offers import offered, warm_keys
 from flowmesh.worker.progress import Tidings
 from flowmesh.worker.settings import WorkerSettings
 from flowmesh.worker.transport import Transport, backoff_s
@@ -43,6 +52,8 @@ REPORTS_LIMIT = 1000
 ANSWER_S = 0.5
 #: An answer that changed nothing and came sooner than this is not asked for again at once.
 HASTE_S = 0.05
+#: So long without work, and a worker that does not know its machine tries it.
+IDLE_S = 1.0
 #: How long to try to say goodbye.
 GOODBYE_S = 3.0
 
@@ -140,8 +151,10 @@ class Agent:
     ) -> None:
         self._worker = worker
         self._settings, self._transport, self._children = settings, transport, children
+        self._cache = cache
         scratch = settings.home.resolve() / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
+        self._gauge = Gauge(settings)
         self._executor = Executor(
             cache,
             children,
@@ -149,6 +162,8 @@ class Agent:
             scratch=scratch,
             slots=settings.slots,
             interruptions_per_hour=settings.interruptions_per_hour,
+            gauge=self._gauge,
+            slowdown=settings.slowdown,
         )
         self._runtimes = offered(settings.operators, settings.runtimes)
         self._running: dict[int, _Running] = {}
@@ -160,12 +175,32 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sync until `stop` is set. Raises AccessDenied, Refused, Unreachable, see `work`."""
+        await asyncio.to_thread(self._gauge.look)
+        measuring = asyncio.create_task(self._measure())
         try:
             await self._serve(stop)
             await self._drain()
         finally:
+            measuring.cancel()
+            await asyncio.gather(measuring, return_exceptions=True)
             await self._abandon(list(self._running))
         await self._say_goodbye()
+
+    async def _measure(self) -> None:
+        """Try the machine once nothing has run for a while, and offer what was found."""
+        if self._gauge.is_measured:
+            return
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while loop.time() - since < IDLE_S:
+            await asyncio.sleep(IDLE_S / 10)
+            if self._running:
+                since = loop.time()
+        try:
+            await self._gauge.measure(environment(1))  # The trial has threads of its own.
+        except OSError as error:
+            log.warning("the machine could not be measured: %s", error)
+        self._news.set()
 
     async def _serve(self, stop: asyncio.Event) -> None:
         clock = asyncio.get_running_loop().time
@@ -264,8 +299,13 @@ class Agent:
             memory_bytes=settings.memory_bytes,
             devices=settings.devices,
             usd_per_hour=settings.usd_per_hour,
-            warm=self._children.warm,
+            warm=warm_keys(self._children.warm, settings.operators),
             version=__version__,
+            device=DeviceBody(**asdict(self._gauge.device)),
+            place=settings.place,
+            holds=tuple(map(str, self._cache.held(HOLDS_LIMIT))),
+            instance=settings.instance,
+            interruptions_per_hour=settings.interruptions_per_hour,
         )
 
     async def _obey(self, answer: SyncAnswer) -> bool:

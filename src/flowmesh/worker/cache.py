@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
@@ -45,6 +46,8 @@ class Pin:
 
     def __init__(self) -> None:
         self.keys: set[Key] = set()
+        #: That came over the network for it.
+        self.fetched_bytes = 0
 
     def __contains__(self, digest: Digest) -> bool:
         return Key("blob", digest) in self.keys or Key("tree", digest) in self.keys
@@ -79,6 +82,11 @@ class Cache:
         """On disk and ours."""
         return sum(entry.size_bytes for entry in self._entries.values())
 
+    def held(self, most: int) -> tuple[Digest, ...]:
+        """Trees that are laid out here, the most recently used first."""
+        trees = (key.digest for key in reversed(self._entries) if key.kind == "tree")
+        return tuple(islice(trees, most))
+
     @contextmanager
     def pin(self) -> Iterator[Pin]:
         """What is fetched with this pin is not evicted before the block ends."""
@@ -106,6 +114,7 @@ class Cache:
                     self._evict(key)  # Our copy is damaged; the server's need not be.
             self._make_room(digest.size_bytes)
             await self._patiently(lambda: self._fetch(digest))
+            pin.fetched_bytes += digest.size_bytes
             self._entries[key] = Entry(digest.size_bytes)
             return await asyncio.to_thread(self.store.path, digest)
 

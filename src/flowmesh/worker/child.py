@@ -2,10 +2,10 @@
 
     worker -> child   {"store", "durable", "trees"} once: where the blobs are, see `cache.py`
                       {"works": [{"task", "action", "checkpoint"}], "entry", "engine",
-                       "batch_key", "scratch", "interruptions_per_hour"}
+                       "batch_key", "scratch", "interruptions_per_hour", "slowdown"}
     child -> worker   {"task", "result", "puts"} or {"task", "kind", "message", "detail", "puts"}
-                      for each task as it is known, then {"end": true, "retire": bool}; before,
-                      what `monitor.py` says
+                      for each task as it is known, then {"end": true, "retire": bool, "took"},
+                      see `timing.Took`; before, what `monitor.py` says
 
 `puts` are the digests put in the store since the last message. A child whose worker has
 gone dies with it. A child that ran out of memory retires: its engine may hold too much. So
@@ -20,7 +20,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from flowmesh.stores.files import FileStore
 from flowmesh.stores.trees import put_tree
 from flowmesh.worker import frames
 from flowmesh.worker.monitor import ChildMonitor, StopFlag
+from flowmesh.worker.timing import Stopwatch
 
 #: A message is one line for a person, a detail the end of a traceback.
 MESSAGE_LIMIT = 1000
@@ -110,8 +111,10 @@ class Child:
         }
         works = [_work(one, monitors[one["task"]]) for one in order["works"]]
         self._blobs.enter(Path(order["scratch"]))
-        retire = False
-        for outcome in self._outcomes(order["entry"], order["engine"], works):
+        retire, watch, entry = False, Stopwatch(order["slowdown"]), order["entry"]
+        steps = self._steps(entry)
+        for outcome in self._outcomes(entry, order["engine"], works, watch):
+            watch.made(outcome)
             retire |= isinstance(outcome, Failed) and outcome.kind is FailureKind.MEMORY
             monitors[outcome.task].flush()
             self._say({**_plain(outcome), "puts": self._blobs.taken()})
@@ -119,18 +122,28 @@ class Child:
             monitor.flush()
         self._blobs.leave()
         retire |= self._flag.asked
-        self._say({"end": True, "retire": retire})
+        now = self._steps(entry)
+        took = asdict(watch.took(None if now is None else now - (steps or 0)))
+        self._say({"end": True, "retire": retire, "took": took})
         return retire
+
+    def _steps(self, entry: str) -> int | None:
+        """Passes so far of an open engine that counts them."""
+        return getattr(self._engines.get(entry), "steps", None)
 
     def _monitor(self, task: str, interruptions_per_hour: float) -> ChildMonitor:
         taken = self._blobs.taken
         return ChildMonitor(task, self._say, taken, self._flag, interruptions_per_hour)
 
-    def _outcomes(self, entry: str, engine: str, works: list[Work]) -> Iterator[Outcome]:
+    def _outcomes(
+        self, entry: str, engine: str, works: list[Work], watch: Stopwatch
+    ) -> Iterator[Outcome]:
         """One outcome for each task, whatever the engine does short of dying or stopping."""
         waiting = {work.task: None for work in works}
         try:
+            cold = entry not in self._engines
             opened = self._opened(entry, engine, works[0].action)
+            watch.opened(cold=cold)
         except Exception as error:
             yield from _all_failed(waiting, _opening_failed(error), error)
             return

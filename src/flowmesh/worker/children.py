@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from flowmesh.worker import frames
 from flowmesh.worker.process import memory_bytes
+from flowmesh.worker.timing import Took
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ class Child:
         self.asked_to_stop = False
         #: Batch keys whose engine it has opened.
         self.warm: set[str] = set()
+        #: What its last batch took, if that came to its end.
+        self.took: Took | None = None
 
     @property
     def alive(self) -> bool:
@@ -77,11 +80,13 @@ class Child:
 
     async def batch(self, order: frames.Frame) -> AsyncIterator[frames.Frame]:
         """Hand over a batch; yields what is said of its tasks. Raises ChildDied."""
+        self.took = None
         try:
             self._writer.write(frames.encode(order))
             await self._writer.drain()
             while (frame := await frames.read(self._reader)) is not None:
                 if "end" in frame:
+                    self.took = Took(**frame["took"])
                     if frame["retire"]:
                         await self.exited
                     else:
@@ -141,7 +146,7 @@ class Zygote:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # The worker's standard output is its own.
-                env=_environment(threads),
+                env=environment(threads),
                 start_new_session=True,  # Ctrl-C is for the worker, which then ends it.
             )
         reader, writer = await asyncio.open_connection(sock=ours)
@@ -342,7 +347,7 @@ def _ending(status: int) -> str:
 _SECRET = re.compile(r"^FLOWMESH_|^AWS_|TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$")
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """Ours, less all that may be secret, and with what the libraries must know first."""
     ours = {name: text for name, text in os.environ.items() if not _SECRET.search(name)}
     return ours | {

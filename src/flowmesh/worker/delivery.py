@@ -14,7 +14,7 @@ from flowmesh.base.digest import Digest
 from flowmesh.base.errors import FlowMeshError
 from flowmesh.runtimes.base import FailureKind
 from flowmesh.spec.action import Result
-from flowmesh.wire import LeaseBody, TaskReport
+from flowmesh.wire import BatchReport, LeaseBody, TaskReport
 from flowmesh.worker.cache import Cache, Pin
 from flowmesh.worker.frames import Frame
 from flowmesh.worker.progress import Tidings
@@ -49,8 +49,10 @@ class Assignment:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     can_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def done(self, task: str, result: Result) -> None:
-        self._report(TaskReport(lease=self.lease.lease, task=task, result=result.encode()))
+    def done(self, task: str, result: Result, batch: BatchReport | None = None) -> None:
+        """`batch` is what all that was executed together took, told with the last of it."""
+        lease, text = self.lease.lease, result.encode()
+        self._report(TaskReport(lease=lease, task=task, result=text, batch=batch))
 
     def failed(
         self, task: str, kind: FailureKind, message: str, detail: str = "", seconds: float = 0.0
@@ -86,9 +88,11 @@ class Delivery:
     ) -> None:
         self._assignment, self._cache, self._pin, self._group = assignment, cache, pin, group
         self._waiting = dict.fromkeys(tasks)
+        self._unreported = len(self._waiting)
         self._arrived: list[tuple[Frame, Result | None]] = []
         self._sending: dict[str, asyncio.Task[str]] = {}
         self._loop = asyncio.get_running_loop()
+        self._batch: asyncio.Future[BatchReport | None] = self._loop.create_future()
         self._since = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         lease, tell = assignment.lease.lease, assignment.tell
@@ -122,6 +126,10 @@ class Delivery:
         if self._timer is None:
             self._timer = self._loop.call_later(COALESCE_S, self.flush)
 
+    def ended(self, batch: BatchReport | None) -> None:
+        """The batch is over: what it took goes with its last report."""
+        self._batch.set_result(batch)
+
     def rest_failed(self, kind: FailureKind, message: str) -> None:
         """Whatever has no outcome by now failed, for this reason."""
         self.flush()
@@ -129,6 +137,7 @@ class Delivery:
             self._waiting, self._shares([0] * len(self._waiting)), strict=True
         ):
             self._assignment.failed(task, kind, message, seconds=seconds)
+        self._unreported -= len(self._waiting)
         self._waiting.clear()
 
     def flush(self) -> None:
@@ -195,6 +204,8 @@ class Delivery:
         if result is not None:
             self._saving.settled(task)
         faults = await self._sent_all(frame, result)
+        self._unreported -= 1
+        last = not self._unreported
         if result is None:
             kind = FailureKind(frame["kind"])
             self._assignment.failed(task, kind, frame["message"], frame["detail"], seconds)
@@ -203,7 +214,8 @@ class Delivery:
         else:
             # What a runtime has measured itself stays.
             usage = replace(result.usage, seconds=result.usage.seconds or seconds)
-            self._assignment.done(task, replace(result, usage=usage))
+            batch = await self._batch if last else None
+            self._assignment.done(task, replace(result, usage=usage), batch)
 
 
 @asynccontextmanager

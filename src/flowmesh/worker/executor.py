@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +29,10 @@ from flowmesh.worker import frames
 from flowmesh.worker.cache import Cache, Pin
 from flowmesh.worker.children import Child, ChildDied, ChildKey, Children, NoChild
 from flowmesh.worker.delivery import Assignment, Delivery, Lack, delivering
+from flowmesh.worker.device import Gauge
 from flowmesh.worker.offers import preloads
 from flowmesh.worker.packs import Packs
+from flowmesh.worker.timing import Batch, Took
 
 log = logging.getLogger("flowmesh.worker")
 
@@ -40,6 +43,7 @@ class _Task:
     document: Mapping[str, Any]
     action: Action
     checkpoint: str = ""
+    work: float = 0.0
 
 
 class Executor:
@@ -54,8 +58,11 @@ class Executor:
         scratch: Path,
         slots: int,
         interruptions_per_hour: float,
+        gauge: Gauge,
+        slowdown: float,
     ) -> None:
         self._cache, self._children, self._operators = cache, children, operators
+        self._gauge, self._slowdown = gauge, slowdown
         self._preloads = preloads(operators.values())
         self._scratch, self._interruptions_per_hour = scratch, interruptions_per_hour
         self._packs = Packs()
@@ -64,6 +71,7 @@ class Executor:
     async def run(self, assignment: Assignment) -> None:
         """Run a lease and report each of its tasks. Cancelled: kill what runs, report no more."""
         tasks: list[_Task] = []
+        began_s = time.monotonic()
         try:
             # The server may let go of a checkpoint while we go on from it: unlike an input, what
             # a result shares with it must be sent. So it has a pin of its own.
@@ -71,11 +79,12 @@ class Executor:
                 tasks = await self._read(assignment, pin)
                 tasks, tree_bytes = await self._fetch(assignment, tasks, pin)
                 tasks = await self._with_checkpoints(assignment, tasks, start)
+                batch = Batch(time.monotonic() - began_s, pin.fetched_bytes + start.fetched_bytes)
                 async with self._slots:
                     # The lease may have become smaller while we waited.
                     tasks = [task for task in tasks if task.id in assignment.wanted]
                     if tasks:
-                        await self._execute(assignment, tasks, tree_bytes, pin)
+                        await self._execute(assignment, tasks, tree_bytes, pin, batch)
         finally:
             for task in tasks:
                 if task.checkpoint:
@@ -178,7 +187,12 @@ class Executor:
         return ready
 
     async def _execute(
-        self, assignment: Assignment, tasks: list[_Task], tree_bytes: int, pin: Pin
+        self,
+        assignment: Assignment,
+        tasks: list[_Task],
+        tree_bytes: int,
+        pin: Pin,
+        batch: Batch,
     ) -> None:
         action = tasks[0].action
         operator = self._operators[action.op]
@@ -199,13 +213,21 @@ class Executor:
             "batch_key": assignment.lease.batch_key,
             "scratch": str(scratch),
             "interruptions_per_hour": self._interruptions_per_hour,
+            "slowdown": self._slowdown,
         }
+        batch.model_bytes = tree_bytes if key.models else 0
         ids = [task.id for task in tasks]
         try:
             async with delivering(assignment, ids, self._cache, pin) as delivery:
                 if operator.resumable:
                     assignment.can_stop.set()
-                await self._converse(key, tree_bytes, order, assignment, delivery)
+                took = None
+                try:
+                    took = await self._converse(key, tree_bytes, order, assignment, delivery, batch)
+                finally:
+                    works = [task.work for task in tasks]
+                    told = batch.report(took, works, self._gauge.joules) if took else None
+                    delivery.ended(told)
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
@@ -216,27 +238,34 @@ class Executor:
         order: frames.Frame,
         assignment: Assignment,
         delivery: Delivery,
-    ) -> None:
+        batch: Batch,
+    ) -> Took | None:
         """Have a child run the batch; whatever it leaves open failed with it.
+
+        What it took, if it came to its end.
 
         If it was asked to stop, what it leaves open is nobody's fault, and not reported.
         """
         kind, why = FailureKind.INTERNAL, "the operator stopped without being asked to"
+        took, asked_s = None, time.monotonic()
         try:
             async with self._children.lend(key, tree_bytes) as child:
                 delivery.begin()
+                batch.start_s = time.monotonic() - asked_s
                 stopping = asyncio.create_task(_pass_on(assignment.stop, child))
                 try:
                     async for said in child.batch(order):
                         delivery.add(said)
                 finally:
                     stopping.cancel()
+                took = child.took
         except NoChild as error:
             kind, why = FailureKind.TRANSIENT, str(error)
         except ChildDied as error:
             kind, why = FailureKind.CRASH, f"the process that ran this task {error}"
         if not delivery.is_complete and not assignment.stop.is_set():
             delivery.rest_failed(kind, why)
+        return took
 
 
 async def _pass_on(stop: asyncio.Event, child: Child) -> None:
@@ -253,7 +282,7 @@ def _document(named: LeaseTask, lines: Mapping[int, bytes]) -> _Task | str:
         found = task_of(document)
         if found != named.task:
             return f"line {named.line} of its pack is the document of task {found}"
-        return _Task(named.task, document, Action.of(document), named.checkpoint)
+        return _Task(named.task, document, Action.of(document), named.checkpoint, named.work)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"line {named.line} of its pack is no action document: {error!r}"
 

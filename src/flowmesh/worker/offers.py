@@ -36,6 +36,22 @@ def offered(operators: Mapping[str, Operator], only: Iterable[str] | None) -> tu
     return tuple(asked)
 
 
+def warm_keys(opened: Iterable[str], operators: Mapping[str, Operator]) -> tuple[str, ...]:
+    """Batch keys that load nothing more: those `opened`, and of other operators on the same.
+
+    Operators of one runtime run in one process where engine and models are equal, and share
+    what it has loaded.
+    """
+    found: dict[str, None] = {}
+    for key in opened:
+        head, slash, rest = key.partition("/")
+        known = operators.get(head.partition("@")[0])
+        alike = [one for one in operators.values() if known and one.runtime == known.runtime]
+        names = [head, *(f"{one.name}@{one.version}" for one in alike)]
+        found |= dict.fromkeys(f"{name}{slash}{rest}" for name in names)
+    return tuple(sorted(found))
+
+
 def _missing(modules: Iterable[str]) -> list[str]:
     # Only top-level packages: to look for `a.b` is to import `a`.
     packages = dict.fromkeys(module.partition(".")[0] for module in modules)

@@ -43,6 +43,10 @@ class WorkerSettings:
             when the worker is told to stop.
         interruptions_per_hour: how often this worker is expected to vanish; long tasks leave
             checkpoints the more often.
+        place: region or site of the machine; what moves between places may cost.
+        instance: name of the rented machine that it runs on, if it is one.
+        slowdown: everything it executes takes this many times as long, by idling: for tests that
+            need unlike machines.
         poll_ms: how long the server may hold its answer.
         operators: what this worker can be asked for.
     """
@@ -62,5 +66,8 @@ class WorkerSettings:
     exit_when_orphaned_s: float | None = None
     stop_grace_s: float = 20.0
     interruptions_per_hour: float = 0.01
+    place: str = ""
+    instance: str = ""
+    slowdown: float = 1.0
     poll_ms: int = 10_000
     operators: Mapping[str, Operator] = field(default_factory=catalog)

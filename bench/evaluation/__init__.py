@@ -1,0 +1,1 @@
+"""Holds FlowMesh against baselines and a bound, and writes docs/evaluation.md: `make evaluate`."""

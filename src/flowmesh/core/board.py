@@ -1,0 +1,350 @@
+"""The policy's index of a state: rows, groups, turns and scores, kept in step by `State.touched`.
+
+It is a cache: whoever meets a state for the first time builds it from the state alone.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from flowmesh.base.ids import LeaseId, WorkerId
+from flowmesh.base.replacing import replace
+from flowmesh.core import pool, rows
+from flowmesh.core.decisions import GrantLease
+from flowmesh.core.fleet import Worker
+from flowmesh.core.groups import Group, Groups
+from flowmesh.core.options import Batch
+from flowmesh.core.rows import Floats, Row
+from flowmesh.core.state import State
+from flowmesh.core.story import RUNNERS_UP, Alternative, Explained
+from flowmesh.core.table import REASONS, WARM, Table
+from flowmesh.core.turns import Turns
+from flowmesh.core.utility import PRESETS, Knobs, Option, Score, Weights
+from flowmesh.core.worth import Worths
+
+#: Reasons to wait that a decision keeps.
+HELD_LIMIT = 20
+#: All rows are scored again after so long: work gets urgent with time.
+FRESH_MS = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A key on a group of workers at a level, with the best size and its rate."""
+
+    row: Row
+    group: Group
+    level: int
+    size: int
+    rate: float
+
+
+class Board:
+    """`look` first; then the others tell of the state that was looked at."""
+
+    def __init__(self, weights: Weights, knobs: Knobs) -> None:
+        self.weights = weights
+        self.knobs = knobs
+        self.worths = Worths(path=knobs.path)
+        self._state: State | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.groups = Groups()
+        self.table = Table(self.knobs)
+        self.turns = Turns()
+        self.rows: dict[str, Row] = {}
+        self._ends: dict[str, dict[LeaseId, int]] = {}
+        #: Why keys wait, in words; of those that do no longer too, until they change.
+        self.waits: dict[str, str] = {}
+        self._at: list[Row | None] = []
+        self._by_batch_key: dict[str, dict[str, Row]] = {}
+        self._columns = 0
+        #: Virtual time of the tenants that wait, when rows were last scored.
+        self.mean_usd = 0.0
+        self._scored_ms = -inf
+
+    def of(self, objective: str) -> Weights:
+        """The weights of a run's objective; with none, or an unknown one, the deployment's."""
+        return PRESETS.get(objective, self.weights) if objective else self.weights
+
+    def look(self, state: State) -> None:
+        """Take in all that has changed since the last look."""
+        touched = state.touched
+        workers: Iterable[WorkerId] = touched.workers
+        keys: dict[str, None] = touched.ready
+        first = state is not self._state
+        if first:
+            self._state = state
+            self._reset()
+            workers, keys = tuple(state.workers), dict.fromkeys(state.ready)
+        late = state.now_ms - self._scored_ms >= FRESH_MS
+        if late:
+            self.groups.offers(state)
+            self.worths.forget(state)
+        self._look_at_workers(state, workers)
+        if first:
+            self._look_at_leases(state)
+        learnt = self._learnt(touched.estimates)
+        dirty = dict.fromkeys(key for key in (*keys, *learnt) if key in state.ready)
+        for name in [name for name in keys if name not in state.ready and name in self.rows]:
+            self._drop(state, self.rows[name])
+        self._look_at_keys(state, dirty, learnt)
+        self._score(state, list(self.rows) if late else list(dirty))
+        touched.ready.clear()
+        touched.workers.clear()
+        touched.estimates.clear()
+        if late:
+            self._scored_ms = state.now_ms
+
+    def began(self, batch_key: str, group: Group, lease_id: LeaseId, end_ms: int) -> None:
+        """A lease was granted: its worker will be free, and its engine warm, at its end."""
+        self._ends.setdefault(batch_key, {})[lease_id] = end_ms
+        self.groups.began(group, end_ms, lease_id)
+
+    def ends_of(self, state: State, row: Row) -> dict[LeaseId, int]:
+        """When leases of a row's batch key should end, on workers that could run its tasks.
+
+        Its engine is warm there, or will be.
+        """
+        possible: dict[LeaseId, int] = {}
+        for lease_id, end_ms in self._running(state, row.batch_key).items():
+            worker = state.workers[state.leases[lease_id].worker]
+            group = self.groups.group_of(worker.id)
+            if not worker.draining and not self.table.why_not(row, group):
+                possible[lease_id] = end_ms
+        return possible
+
+    def _running(self, state: State, batch_key: str) -> dict[LeaseId, int]:
+        ends = self._ends.get(batch_key, {})
+        for lease_id in [one for one in ends if one not in state.leases]:
+            del ends[lease_id]
+        return ends
+
+    def backlog_s(self, state: State, cell: Cell) -> float:
+        """How long all workers together have to do with what is ready beside a cell's batch."""
+        seconds = sum(row.count * row.task_usd / row.usd_per_s for row in self.rows.values())
+        own_s = cell.size * cell.row.task_usd / cell.row.usd_per_s
+        return max(0.0, seconds - own_s) / max(len(state.workers), 1)
+
+    def option(
+        self, state: State, row: Row, group: Group, level: int, tasks: float, wait_s: float
+    ) -> Option:
+        """So many mean tasks of a row on a group's worker that is free after `wait_s`."""
+        behind = self.turns.behind(state, row.neediest, self.mean_usd)
+        now = (self.of(row.objective), state.now_ms, behind)
+        return replace(self.table.option(row, group, level, tasks, now), wait_s=wait_s)
+
+    def _look_at_workers(self, state: State, workers: Iterable[WorkerId]) -> None:
+        for group, worker, warm in self.groups.look(state, workers):
+            if group.column >= self._columns:
+                continue
+            for batch_key in warm:
+                for row in self._by_batch_key.get(batch_key, {}).values():
+                    self.table.level(row, group)
+            self.table.idle(group)
+            if worker.holds:
+                for row in self.rows.values():
+                    if row.demand.trees:
+                        self.table.level(row, group)
+
+    def _look_at_leases(self, state: State) -> None:
+        for lease in state.leases.values():
+            end_ms = lease.granted_ms + int(1000 * lease.expected.total_s)
+            self.began(lease.batch_key, self.groups.group_of(lease.worker), lease.id, end_ms)
+
+    def _learnt(self, batch_keys: Iterable[str]) -> dict[str, None]:
+        """Names of the rows whose estimates have changed."""
+        names: dict[str, None] = {}
+        for batch_key in batch_keys:
+            self.table.forget(batch_key)
+            names |= dict.fromkeys(self._by_batch_key.get(batch_key, ()))
+        return names
+
+    def _look_at_keys(self, state: State, dirty: dict[str, None], learnt: dict[str, None]) -> None:
+        fresh = [name for name in dirty if name not in self.rows]
+        for name in fresh:
+            self._add(state, name)
+        everything = self.table.reserve(len(self._at), len(self.groups.columns))
+        columns = self.groups.columns
+        for group in columns if everything else columns[self._columns :]:
+            self.table.column(group)
+        again = self.rows if everything or len(columns) > self._columns else dirty
+        for name in again:
+            row = self.rows[name]
+            anew = everything or len(columns) > self._columns or name in learnt or name in fresh
+            self._measure(state, row, anew=anew)
+        self._columns = len(columns)
+
+    def _add(self, state: State, name: str) -> None:
+        index = next((at for at, row in enumerate(self._at) if row is None), len(self._at))
+        row = Row(name, index, pool.batch_key(state, state.ready[name]))
+        if index == len(self._at):
+            self._at.append(row)
+        self._at[index] = self.rows[name] = row
+        self._by_batch_key.setdefault(row.batch_key, {})[name] = row
+
+    def _drop(self, state: State, row: Row) -> None:
+        self.turns.update(state, row.index, {}, row.next_usd)
+        self.table.clear(row.index)
+        self._at[row.index] = None
+        self.waits.pop(row.name, None)
+        del self.rows[row.name], self._by_batch_key[row.batch_key][row.name]
+
+    def _measure(self, state: State, row: Row, *, anew: bool) -> None:
+        """Take in what a key holds; `anew`: and what its tasks take on which workers."""
+        key = state.ready[row.name]
+        rows.measure(row, state, key, learnt=anew)
+        if anew:
+            weights, table = self.of(row.objective), self.table
+            for group in self.groups.columns:
+                table.pair(state, row, key, group, weights)
+            possible = [one for one in self.groups.columns if not table.why_not(row, one)]
+            prices = (one.usd_per_hour / one.slots for one in possible)
+            engines = (table.engine(state, row, one) for one in possible)
+            rows.refer(row, zip(engines, prices, strict=True), weights)
+            row.possible = any(not one.offered for one in possible)
+        old = row.next_usd
+        rows.value(row, state, key, self.worths, lambda one: self.turns.virtual_usd(state, one))
+        self.turns.update(state, row.index, row.next_usd if row.possible else {}, old)
+        self.table.fill(row)
+        self.waits.pop(row.name, None)
+
+    def _score(self, state: State, names: list[str]) -> None:
+        if not names:
+            return
+        mean_usd = self.mean_usd = self.turns.mean_usd(state)
+        by_objective: dict[str, list[Row]] = {}
+        for name in names:
+            row = self.rows[name]
+            by_objective.setdefault(row.objective, []).append(row)
+        spread = self._spread()
+        for objective, alike in by_objective.items():
+            behind = [self.turns.behind(state, row.neediest, mean_usd) for row in alike]
+            at = [row.index for row in alike]
+            weights = self.of(objective)
+            self.table.score(at, weights, state.now_ms, spread, np.array(behind))
+
+    def _spread(self) -> Floats:
+        """For each column, idle workers that one row may count on."""
+        idle = np.array([len(group.idle) for group in self.groups.columns], dtype=float)
+        spread = np.ones(self.table.until_ms.shape[1])
+        spread[: len(idle)] = np.maximum(1.0, idle // max(len(self.rows), 1))
+        return spread
+
+    def cells(self, state: State) -> Iterator[Cell]:
+        """Cells with idle workers, in the order in which they should be tried."""
+        rates = self._rates(state)
+        if self.knobs.fairness:
+            for tenant in self.turns.owed(state):
+                for at in self._best(rates, sorted(self.turns.rows(tenant))):
+                    yield self._cell(at, rates)
+                    rates[at] = -np.inf
+        for at in self._best(rates, None):
+            yield self._cell(at, rates)
+            rates[at] = -np.inf
+
+    def _best(self, rates: Floats, of_rows: list[int] | None) -> Iterator[tuple[int, int, int]]:
+        """Places of the finite rates, the best first; of equal ones the first by name."""
+        while True:
+            some = rates if of_rows is None else rates[of_rows]
+            best = some.max() if some.size else -np.inf
+            if best == -np.inf:
+                return
+            ties = [(int(r), int(g), int(v)) for r, g, v in np.argwhere(some == best)]
+            if of_rows is not None:
+                ties = [(of_rows[r], g, v) for r, g, v in ties]
+            yield min(ties, key=self._order)
+
+    def _order(self, at: tuple[int, int, int]) -> tuple[int, str, object]:
+        row = self._at[at[0]]
+        assert row is not None, at
+        return at[2], row.name, self.groups.columns[at[1]].name[:-1]
+
+    def _cell(self, at: tuple[int, int, int], rates: Floats) -> Cell:
+        row = self._at[at[0]]
+        assert row is not None, at
+        size = self.table.size(at)
+        return Cell(row, self.groups.columns[at[1]], at[2], size, float(rates[at]))
+
+    def wait(self, cell: Cell, until_ms: int, reason: str) -> None:
+        """Leave a cell alone until then, or until something of its key changes."""
+        self.waits[cell.row.name] = reason
+        self.table.until_ms[cell.row.index, cell.group.column, cell.level] = until_ms
+
+    def wakes_ms(self, state: State) -> int | None:
+        """When the first of the cells that wait should be looked at again."""
+        table = self.table
+        waits = table.until_ms[table.has & (table.until_ms > state.now_ms)]
+        return int(waits.min()) if waits.size else None
+
+    def regret(self, worker: Worker, row: Row) -> tuple[int, int]:
+        """What is lost if a worker turns to another key: engines that ready tasks want, others."""
+        others = [one for one in worker.warm if one != row.batch_key]
+        wanted = sum(bool(self._by_batch_key.get(one)) for one in others)
+        return wanted, len(others)
+
+    def granted(self, state: State, cell: Cell, choice: GrantLease, batch: Batch) -> None:
+        """A cell became a lease, which the law applies next."""
+        usd, batch_key = choice.expected.reference_usd, choice.batch_key
+        end_ms = state.now_ms + int(1000 * choice.expected.total_s)
+        self.began(batch_key, cell.group, choice.lease, end_ms)
+        if len(self._ends[batch_key]) > 2 * len(state.leases) + 16:
+            self._running(state, batch_key)
+        self.turns.granted(usd)
+        for step_id, (step_usd, _) in batch.by_step.items():
+            self.worths.granted(state.steps[step_id], step_usd)
+
+    def explained(self, state: State, cell: Cell, choice: GrantLease) -> Explained:
+        """A grant, the best of what else could have been granted, and what could not be."""
+        table, weights = self.table, self.of(cell.row.objective)
+        rates = self._rates(state)
+        rates[cell.row.index, cell.group.column, cell.level] = -np.inf
+        possible = np.flatnonzero(rates > -np.inf)
+        count = min(RUNNERS_UP, possible.size)
+        if possible.size > count:
+            possible = possible[np.argpartition(rates.flat[possible], -count)[-count:]]
+        spots = [part.tolist() for part in np.unravel_index(possible, rates.shape)]
+        places: list[tuple[int, int, int]] = list(zip(*spots, strict=True))
+        places.sort(key=lambda at: (-rates[at], self._order(at)))
+        scores = table.scores(places, weights, state.now_ms) if places else []
+        return Explained(
+            choice,
+            tuple(map(self._alternative, places, scores)),
+            self._excluded(state),
+            tuple(self.waits[name] for name in sorted(self.waits)[:HELD_LIMIT]),
+        )
+
+    def _alternative(self, at: tuple[int, int, int], score: Score) -> Alternative:
+        row, group = self._at[at[0]], self.groups.columns[at[1]]
+        assert row is not None, at
+        workers = group.warm[row.batch_key] if at[2] == WARM else group.idle
+        worker = next(iter(workers)) if len(workers) == 1 else ""
+        return Alternative(row.batch_key, worker, group.device.kind, self.table.size(at), score)
+
+    def _excluded(self, state: State) -> dict[str, int]:
+        """Pairs of a ready key and a group of workers that are impossible now, by reason."""
+        at = [row.index for row in self.rows.values()]
+        groups = [group for group in self.groups.columns if group.members]
+        columns = [group.column for group in groups]
+        why = self.table.why[np.ix_(at, columns)]
+        counts = {
+            reason: int(np.count_nonzero(why == place))
+            for place, reason in enumerate(REASONS)
+            if reason
+        }
+        fit = np.count_nonzero(why == 0, axis=0)
+        for group, pairs in zip(groups, fit, strict=True):
+            if not group.idle:
+                reason = "draining" if group.draining == group.members else "busy"
+                counts[reason] = counts.get(reason, 0) + int(pairs)
+        counts["held"] = len(self.waits)
+        return {reason: count for reason, count in counts.items() if count}
+
+    def _rates(self, state: State) -> Floats:
+        """Of cells with idle workers for which nothing better is waited for; a copy."""
+        table, used = self.table, np.s_[: len(self._at), : len(self.groups.columns)]
+        open_ = table.has[used] & (table.why[used] == 0)[..., None]
+        return np.where(open_ & (table.until_ms[used] <= state.now_ms), table.rates[used], -np.inf)

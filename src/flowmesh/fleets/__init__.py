@@ -1,0 +1,1 @@
+"""Where machines come from: providers, each behind the one protocol of `base.py`."""

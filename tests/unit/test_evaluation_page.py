@@ -1,0 +1,172 @@
+"""The evaluation's page tells what the simulations told, and hides nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.evaluation import plots, quick, running, tuning
+from bench.evaluation.cells import Cell
+from bench.evaluation.findings import AIMS, all_losses, headline, met
+from bench.evaluation.matrix import ABLATIONS, ELASTIC, FIXED, SWEEPS, Matrix
+from bench.evaluation.page import How, as_json, weights, write
+from bench.evaluation.running import Outcomes, run_all
+from bench.evaluation.simulating import changed, entry_of
+from bench.evaluation.spreads import Spread, p95, ratio, usd
+
+from flowmesh.base.errors import SpecError
+from flowmesh.sim.policies import names
+from flowmesh.sim.scenario import load_scenario, shipped
+
+HOW = How("make evaluate", "2026-11-22", 42.0)
+#: What ours is better by, in the made-up outcomes.
+FACTORS = {"flowmesh": 1.0, "strong": 2.0, "isolated": 8.0}
+
+
+def told(cell: Cell, **changes: Any) -> dict[str, Any]:
+    """A made-up outcome: ours is best, the more so from a larger seed."""
+    factor = FACTORS.get(cell.policy, 4.0) ** (1 + cell.seed / 100)
+    latency = {"p50": 10 * factor, "p95": 50 * factor, "p99": 90 * factor, "runs": 7}
+    return {
+        "policy": cell.policy, "seed": cell.seed, "usd": 10.0 * factor, "joules": 1e6 * factor,
+        "latency": latency, "latency_by_template": {"chat-8b": latency},
+        "bound": {"usd": 9.0, "joules": 5e5}, "deadlines_met": 0.75, "utilisation": 0.5,
+        "mean_batch": 33.0, "makespan_s": 1000.0, "interruptions": 3, "unsettled": 0,
+        "failed_runs": 0, "doubled": 0, "busy_gpu_s": 100.0, "redone_gpu_s": 2.0,
+        "decide_us_p50": 90.0, "decide_us_p99": 900.0, "decide_us_mean": 100.0, "decisions": 5,
+        "real_s": 1.0, "data": {"arrivals": "fitted"},
+        "tenants": {name: {"usd": weight} for name, weight in weights().items()},
+        **changes,
+    }  # fmt: skip
+
+
+def made(matrix: Matrix, **changes: Any) -> Outcomes:
+    return Outcomes({cell: told(cell, **changes) for cell in matrix.all()})
+
+
+@pytest.fixture
+def matrix() -> Matrix:
+    return quick.matrix({})
+
+
+def test_headline_figures_are_medians_of_ratios_seed_by_seed(matrix: Matrix) -> None:
+    figures = headline(matrix, made(matrix))
+    one, two = (8.0**1.01, 8.0**1.02)
+    assert figures["cost_ratio_isolated"] == Spread((one + two) / 2, one, two, 2)
+    assert figures["cost_over_oracle"].median == pytest.approx(10 / 9)
+    assert figures["p95_ratio_best_baseline"].median < 1
+    assert [met(name, figures[name].median) for name in AIMS] == [True] * len(AIMS)
+
+
+def test_the_best_baseline_is_chosen_anew_for_each_seed(matrix: Matrix) -> None:
+    outcomes = {cell: told(cell) for cell in matrix.all()}
+    for policy, seed in (("strong", 1), ("fifo", 2)):
+        cell = next(one for one in matrix.same_fleet(policy) if one.seed == seed)
+        outcomes[cell]["latency"]["p95"] = 25.0
+    figure = headline(matrix, Outcomes(outcomes))["p95_ratio_best_baseline"]
+    assert figure.median == pytest.approx(50.0 / 25.0)
+    assert not met("p95_ratio_best_baseline", figure.median)
+
+
+def test_the_page_and_its_json_come_from_the_outcomes(matrix: Matrix, tmp_path: Path) -> None:
+    cell = matrix.headline("strong")[0]
+    write(matrix, made(matrix), HOW, [("headline strong", cell, 1.5, 60.0)], tmp_path)
+    page = (tmp_path / "evaluation.md").read_text()
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert sorted(found["headline"]) == sorted(AIMS)
+    assert found["headline"]["cost_ratio_strong"] == pytest.approx(2.0**1.015, abs=1e-2)
+    assert f"{found['headline']['cost_ratio_strong']:.2f}" in page
+    assert "In none of the comparisons above." in page
+    assert "missed" not in page
+    assert len(found["all"]) == len(matrix.all())
+    assert "arrivals: fitted" in page
+    assert "make evaluate" in page
+
+
+def test_other_outcomes_make_another_page(matrix: Matrix, tmp_path: Path) -> None:
+    """Nothing is written by hand: worse figures are told, and where ours lost."""
+    outcomes = {cell: told(cell) for cell in matrix.all()}
+    for cell in matrix.same_fleet("fifo") + matrix.headline("strong"):
+        outcomes[cell] |= {"usd": 1.25}
+    lost = all_losses(matrix, Outcomes(outcomes))
+    assert ("same fleet", "fifo") in [(one.where, one.policy) for one in lost]
+    assert all(one.theirs < one.ours for one in lost)
+    write(matrix, Outcomes(outcomes), HOW, [], tmp_path)
+    page = (tmp_path / "evaluation.md").read_text()
+    assert "**missed**" in page
+    assert "| same fleet | cost (USD) | fifo |" in page
+    found = as_json(matrix, Outcomes(outcomes), HOW)
+    assert found["headline"]["cost_ratio_strong"] == pytest.approx(0.125)
+    assert found["aims"]["cost_ratio_strong"]["met"] is False
+
+
+def test_pictures_are_drawn(matrix: Matrix, tmp_path: Path) -> None:
+    for path in plots.draw_all(matrix, made(matrix), tmp_path):
+        assert path.name.startswith("evaluation-")
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_is_found(matrix: Matrix) -> None:
+    quick.check(matrix, made(matrix))
+    with pytest.raises(AssertionError, match="below the oracle"):
+        quick.check(matrix, made(matrix, bound={"usd": 1e9, "joules": 0.0}))
+    with pytest.raises(AssertionError, match="doubled"):
+        quick.check(matrix, made(matrix, doubled=1))
+
+
+def test_ratios_are_of_equal_seeds(matrix: Matrix) -> None:
+    outcomes = made(matrix)
+    one = outcomes.each(matrix.headline("strong"))
+    assert ratio(usd, one, one) == Spread(1.0, 1.0, 1.0, 2)
+    with pytest.raises(AssertionError, match="seeds"):
+        ratio(p95, one, list(reversed(one)))
+
+
+def test_every_cell_can_be_made() -> None:
+    """All scenarios, policies, changes and knobs exist."""
+    matrix = Matrix((1,), (1,))
+    for cell in matrix.all():
+        scenario = load_scenario(cell.scenario)
+        knobs = tuple((name if "." in name else f"knobs.{name}", v) for name, v in cell.knobs)
+        changed(scenario, cell.changes + knobs)
+        entry_of(cell)
+    assert {cell.scenario for cell in matrix.all()} <= set(shipped())
+    assert set(ELASTIC + FIXED) <= set(names())
+    assert len({sweep.name for sweep in SWEEPS}) == 6
+    assert {"dedup", "batching", "prefix", "locality", "cost", "energy", "learning"} <= set(
+        ABLATIONS
+    )
+
+
+def test_a_path_that_is_not_there_is_an_error() -> None:
+    scenario = load_scenario("headline")
+    with pytest.raises(ValueError, match="extra"):
+        changed(scenario, (("runz", 3),))
+    with pytest.raises(ValueError, match="no 'markets'"):
+        changed(scenario, (("markets.price", ("spot",)),))
+    assert changed(scenario, (("market.available", 3),)).market != scenario.market
+
+
+def test_the_settings_of_a_baseline_are_the_cheapest_that_are_not_slow() -> None:
+    cells = [Cell("headline", "strong", 1, settings=(("idle_s", n),)) for n in range(3)]
+    results = [(cells[0], 5.0, 100.0), (cells[1], 3.0, 190.0), (cells[2], 1.0, 900.0)]
+    assert tuning.best(results) == (("idle_s", 1),)
+
+
+def test_only_what_is_new_is_simulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, other = Cell("small", "fifo", 1), Cell("small", "fifo", 2)
+    (tmp_path / f"{cell.digest()}.json").write_text(json.dumps(told(cell)))
+    assert run_all([cell], tmp_path).of(cell)["usd"] == told(cell)["usd"]
+    assert cell.digest() != other.digest()
+    monkeypatch.setattr("bench.evaluation.cells.code_digest", lambda: "other code")
+    assert running._kept(cell, tmp_path) is None
+
+
+def test_a_simulation_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="small isolated seed 1 failed"):
+        run_all([Cell("small", "isolated", 1)], tmp_path)
+
+
+def test_an_unknown_policy_is_an_error() -> None:
+    with pytest.raises(SpecError):
+        entry_of(Cell("small", "nobody", 1))
