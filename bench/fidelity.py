@@ -174,7 +174,7 @@ def simulated(done: Done, specs: dict[str, Any], rows: int) -> Compared:
 def _tokens(done: Done) -> dict[str, tuple[float, float]]:
     """By operator: mean prompt and output tokens of a row, in the calibration."""
     found = {}
-    for operator in ("generate@1", "choose@1"):
+    for operator in ("generate@2", "choose@2"):
         told = [one for one in done.batches if one.operator == operator]
         told = [one for one in told if one.granted_ms < done.since_ms]
         rows = sum(one.tasks for one in told)
@@ -240,8 +240,8 @@ def _template(rows: int, tokens: dict[str, tuple[float, float]]) -> dict[str, An
 
     steps = [
         table("unique", "dedupe@1", []),
-        model("answers", "generate@1", "unique"),
-        model("judged", "choose@1", "answers"),
+        model("answers", "generate@2", "unique"),
+        model("judged", "choose@2", "answers"),
         {**table("kept", "transform@1", ["judged"]), "own_rows": True},
     ]
     return {"steps": steps}

@@ -23,6 +23,8 @@ from support.core import Bench, spec
 
 workers = st.sampled_from(["v", "w"])
 numbers = st.integers(0, 5)
+#: Whatever is held beside an idle worker is looked at again within this.
+HELD_MS = max(LONGEST_LOOK_MS, LINGER_MS)
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -147,11 +149,15 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def no_idle_worker_beside_work_for_it(self) -> None:
-        """Nothing that could run waits, but for tasks that prefer another worker for a while."""
-        state = self.bench.plane.state
+        """Nothing that could run waits, but for another worker or to fill a batch, and not long."""
+        plane, state = self.bench.plane, self.bench.plane.state
         ready = [task for task in state.tasks.values() if task.status == "ready"]
-        if state.idle and self.bench.journal:
-            assert all(task.avoid is not None for task in ready)
+        if not (state.idle and self.bench.journal) or all(task.avoid for task in ready):
+            return
+        wakes_ms = plane.policy.wakes_ms(state)
+        assert wakes_ms is not None
+        assert state.now_ms < wakes_ms <= state.now_ms + HELD_MS
+        assert plane.next_deadline_ms() <= wakes_ms
 
     def teardown(self) -> None:
         later = ControlPlane(Utility(PRESETS["latency"]))

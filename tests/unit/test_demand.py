@@ -205,7 +205,7 @@ def test_a_model_tells_what_it_asks_for(tmp_path: Path) -> None:
     weights = model(store, tmp_path / "m", CONFIG, 2000)
     node = step("generate", "prompt: p, dtype: float32")
     demand = Models(store).demand(node, {"model": weights})
-    assert demand.operator == "generate@1" and demand.shares_prefixes
+    assert demand.operator == "generate@2" and demand.shares_prefixes
     assert demand.weights_bytes == 4000, "1000 parameters of 2 bytes, loaded as 4"
     assert demand.flops_per_token == 2000
     assert demand.cache_bytes_per_token == 2 * 30 * 3 * 64 * 4

@@ -242,6 +242,34 @@ def test_a_bad_row_fails_alone(model: Any) -> None:
     assert row(found["good"])["winner"]
 
 
+SYSTEM = {"role": "system", "content": "the river " * 40}
+CHAT = [SYSTEM, {"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize(
+    ("op", "given"),
+    [
+        ("judge", PAIR | {"system": SYSTEM["content"]}),
+        ("judge", GRADE | {"system": SYSTEM["content"], "method": "generate", "invalid": "null"}),
+        ("evaluate", {"metric": "perplexity", "messages": CHAT, "completion": "a stone"}),
+        (
+            "evaluate",
+            {
+                "metric": "choice_accuracy", "messages": CHAT, "choices": ["a", "b"], "answer": "a"
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_usage_tells_what_was_remembered_of_prompts(
+    model: Any, op: str, given: dict[str, Any]
+) -> None:
+    engine, ports = model
+    found = [run(engine, work(name, op, ports, **given))[name] for name in ("one", "other")]
+    assert row(found[0]) == row(found[1])
+    usage = found[1].result.usage
+    assert 80 < usage.cached_tokens < usage.prompt_tokens
+
+
 def test_columns_can_have_a_prefix() -> None:
     params = JudgeParams.model_validate(PAIR | {"into": "quality"})
     made = {"winner": "first", "preference": 0.7, "consistent": True, "score": 1.0}

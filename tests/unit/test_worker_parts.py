@@ -171,7 +171,7 @@ def test_an_engine_is_warm_for_all_operators_that_share_it() -> None:
     from flowmesh.operators.catalog import catalog
     from flowmesh.worker.offers import warm_keys
 
-    found = warm_keys(("generate@1/transformers/float32/sha256:a/1", "dedupe@1"), catalog())
-    assert "choose@1/transformers/float32/sha256:a/1" in found and "transform@1" in found
+    found = warm_keys(("generate@2/transformers/float32/sha256:a/1", "dedupe@1"), catalog())
+    assert "choose@2/transformers/float32/sha256:a/1" in found and "transform@1" in found
     assert "transform@1/transformers/float32/sha256:a/1" not in found
-    assert "choose@1/transformers/float32/sha256:b/1" not in found
+    assert "choose@2/transformers/float32/sha256:b/1" not in found

@@ -4,12 +4,15 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowmesh.cli.options import App, Size, Weight, process, service
 from flowmesh.cli.output import emit, note, say, size, table
+
+if TYPE_CHECKING:
+    from flowmesh.core.utility import Weights
 
 #: About what a cloud takes for a core with its memory: a nominal price for one's own machine.
 NOMINAL_USD_PER_HOUR = 0.05
@@ -41,6 +44,15 @@ _MEMORY = click.option(
               help="A tenant's share beside others', as alice=2; 1 if not given.")  # fmt: skip
 @click.option("--tenants", "tenants_file", type=click.Path(path_type=Path, dir_okay=False),
               help="YAML: by tenant its weight, leases, usd_per_day, stored_bytes.")  # fmt: skip
+@click.option("--objective", default="balanced", show_default=True,
+              type=click.Choice(["balanced", "cost", "latency", "energy"]),
+              help="What counts, for runs that do not say it themselves.")  # fmt: skip
+@click.option("--usd-per-kwh", type=click.FloatRange(0, 1000),
+              help="Price of electricity, as far as choices go.")  # fmt: skip
+@click.option("--kg-co2-per-kwh", type=click.FloatRange(0, 1000),
+              help="Carbon of electricity here.")  # fmt: skip
+@click.option("--usd-per-kg-co2", type=click.FloatRange(0, 1000),
+              help="Price of carbon; nothing by default.")  # fmt: skip
 @click.option("--attended", is_flag=True, hidden=True, help="Leave when the last client has gone.")
 @process
 def up(
@@ -72,6 +84,7 @@ def up(
         tenants[name] = replace(known, weight=weight)
     settings = ServerSettings(
         home=app.home.absolute(),
+        weights=_weights(options),
         host=host,
         port=port,
         token=app.token,
@@ -82,6 +95,19 @@ def up(
     settings.check()
     note(f"starting on {host}:{port}, data in {settings.home}; stop with Ctrl-C")
     click.get_current_context().exit(serve(settings))
+
+
+def _weights(options: dict[str, Any]) -> "Weights":
+    """Of the utility; takes what it needs out of `options`."""
+    from flowmesh.core.utility import PRESETS
+
+    prices = {name: options.pop(name) for name in _PRICES}
+    given = {name: price for name, price in prices.items() if price is not None}
+    return replace(PRESETS[options.pop("objective")], **given)
+
+
+#: Options that are fields of the utility's weights too.
+_PRICES = ("usd_per_kwh", "kg_co2_per_kwh", "usd_per_kg_co2")
 
 
 @click.command()

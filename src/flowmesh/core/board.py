@@ -21,7 +21,7 @@ from flowmesh.core.state import State
 from flowmesh.core.story import RUNNERS_UP, Alternative, Explained
 from flowmesh.core.table import REASONS, WARM, Table
 from flowmesh.core.turns import Turns
-from flowmesh.core.utility import PRESETS, Knobs, Option, Score, Weights
+from flowmesh.core.utility import PRESETS, Knobs, Option, Score, Weights, priced_as
 from flowmesh.core.worth import Worths
 
 #: Reasons to wait that a decision keeps.
@@ -46,6 +46,7 @@ class Board:
 
     def __init__(self, weights: Weights, knobs: Knobs) -> None:
         self.weights = weights
+        self._weights: dict[str, Weights] = {}
         self.knobs = knobs
         self.worths = Worths(path=knobs.path)
         self._state: State | None = None
@@ -68,7 +69,11 @@ class Board:
 
     def of(self, objective: str) -> Weights:
         """The weights of a run's objective; with none, or an unknown one, the deployment's."""
-        return PRESETS.get(objective, self.weights) if objective else self.weights
+        if not objective or objective not in PRESETS:
+            return self.weights
+        if objective not in self._weights:
+            self._weights[objective] = priced_as(PRESETS[objective], self.weights)
+        return self._weights[objective]
 
     def look(self, state: State) -> None:
         """Take in all that has changed since the last look."""

@@ -23,6 +23,7 @@ def check(state: State) -> None:
 
 
 def _tasks(state: State) -> None:
+    known_done = {task_id: None for tasks in state.done.values() for task_id in tasks}
     for task in state.tasks.values():
         key = pool.key_of(task.spec)
         queues = state.ready[key].queues if key in state.ready else {}
@@ -34,7 +35,7 @@ def _tasks(state: State) -> None:
         assert (task.lease is not None) == (task.status is TaskStatus.LEASED), task
         if task.lease is not None:
             assert task.id in state.lease_left[task.lease], task
-        done = any(task.id in tasks for tasks in state.done.values())
+        done = task.id in known_done
         assert done == (task.status is TaskStatus.SUCCEEDED), task
         if task.status is not TaskStatus.SUCCEEDED:
             assert task.owner in state.wants[task.id], task

@@ -299,18 +299,21 @@ def lost(state: State, lease_id: LeaseId, *, counts: bool) -> None:
 
 def wake(state: State) -> None:
     """Tasks whose back-off is over are ready again; results kept for long enough are dropped."""
-    for due_ms in [due_ms for due_ms in state.delayed if due_ms <= state.now_ms]:
-        for task_id in state.delayed.pop(due_ms):
-            task = replace(state.tasks[task_id], status=TaskStatus.READY)
-            state.tasks[task_id] = task
-            pool.file(state, task)
+    if state.delayed:
+        for due_ms in [due_ms for due_ms in state.delayed if due_ms <= state.now_ms]:
+            for task_id in state.delayed.pop(due_ms):
+                task = replace(state.tasks[task_id], status=TaskStatus.READY)
+                state.tasks[task_id] = task
+                pool.file(state, task)
+    # Time stands still or goes on, so that seconds are in order.
     kept_ms = state.now_ms - RETAIN_MS
-    for second in [second for second in state.done if second < kept_ms]:
+    while state.done and (second := next(iter(state.done))) < kept_ms:
         for task_id in state.done.pop(second):
             del state.tasks[task_id]
-    for second in [second for second in state.ended if second < kept_ms]:
+    while state.ended and (second := next(iter(state.ended))) < kept_ms:
         del state.ended[second]
-    checkpoints.tidy(state, kept_ms)
+    if state.stopping or state.left:
+        checkpoints.tidy(state, kept_ms)
 
 
 def forget(state: State, task_id: TaskId) -> None:

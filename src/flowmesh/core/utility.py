@@ -4,7 +4,7 @@
 vectorised search of the policy calls the very function whose result a decision keeps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -64,6 +64,15 @@ PRESETS: dict[str, Weights] = {
     "latency": Weights(worth=16.0, patience_s=2.0, batch_s=8.0, cost=0.5),
     "energy": Weights(worth=2.0, patience_s=60.0, batch_s=120.0, energy=20.0, cost=0.5),
 }
+
+
+#: What a deployment is charged, whatever an objective makes of it.
+_CHARGES = ("usd_per_kwh", "kg_co2_per_kwh", "usd_per_kg_co2", "usd_per_gb", "home")
+
+
+def priced_as(weights: Weights, deployment: Weights) -> Weights:
+    """`weights` of an objective at the prices of a deployment."""
+    return replace(weights, **{name: getattr(deployment, name) for name in _CHARGES})
 
 
 @dataclass(frozen=True, slots=True)

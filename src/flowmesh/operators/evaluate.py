@@ -184,7 +184,7 @@ def _aggregate(params: EvaluateParams, rows: list[Row]) -> list[Row]:
 
 EVALUATE = Operator(
     name="evaluate",
-    version=1,
+    version=2,
     summary="Measure a language model: perplexity, exact match, choice accuracy or win rate.",
     params=EvaluateParams,
     inputs={

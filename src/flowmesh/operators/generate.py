@@ -298,7 +298,7 @@ def _embed_amounts(task: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amou
 
 GENERATE = Operator(
     name="generate",
-    version=1,
+    version=2,
     summary="Write text with a language model: chat or plain, one or several samples a row.",
     params=GenerateParams,
     inputs={"rows": _ROWS, "model": LANGUAGE_MODEL, "adapter": ADAPTER},
@@ -322,7 +322,7 @@ GENERATE = Operator(
 
 CHOOSE = Operator(
     name="choose",
-    version=1,
+    version=2,
     summary="Pick one of given answers by the probability a language model gives to each.",
     params=ChooseParams,
     inputs={"rows": _ROWS, "model": LANGUAGE_MODEL, "adapter": ADAPTER},

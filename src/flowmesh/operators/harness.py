@@ -51,7 +51,7 @@ def _amounts(params: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
 
 HARNESS = Operator(
     name="harness",
-    version=1,
+    version=2,
     summary="Run a task of lm-evaluation-harness from a local file.",
     params=HarnessParams,
     inputs={

@@ -325,7 +325,7 @@ _COUNTED = {"wins": "first", "losses": "second", "ties": "tie", "invalid": None}
 
 JUDGE = Operator(
     name="judge",
-    version=1,
+    version=2,
     summary="Have a language model compare two answers in both orders, or grade one by a rubric.",
     params=JudgeParams,
     inputs={

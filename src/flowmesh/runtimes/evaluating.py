@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from flowmesh.runtimes.choosing import choose
+from flowmesh.runtimes.prefixes import Prompt
 from flowmesh.runtimes.weights import BadPrompt, BrokenModel, Weights
+from flowmesh.spec.action import Usage
 
 Row = dict[str, Any]
 
@@ -20,7 +22,7 @@ _MOST_EXPONENT = 700.0
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
 
 
-def perplexity(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, int]:
+def perplexity(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, Usage]:
     """How surprising a text is: behind a prompt, or from its second token on.
 
     The score is the mean log-probability of a token. The end of the answer is not scored.
@@ -41,7 +43,8 @@ def perplexity(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, int]:
             f"the text has {len(prompt) + len(tokens)} tokens but the model's context holds "
             f"{weights.context}; split it"
         )
-    nll = surprise(weights, prompt, tokens)
+    read = weights.read(prompt)
+    nll = surprise(weights, read, tokens)
     mean = nll / len(tokens)
     row = {
         "score": round(-mean, _PLACES),
@@ -49,16 +52,16 @@ def perplexity(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, int]:
         "tokens": len(tokens),
         "perplexity": round(math.exp(min(mean, _MOST_EXPONENT)), _PLACES),
     }
-    return row, len(prompt) + len(tokens)
+    read_tokens = len(prompt) + len(tokens)
+    return row, Usage(prompt_tokens=read_tokens, cached_tokens=read.remembered)
 
 
-def surprise(weights: Weights, prompt: Sequence[int], tokens: Sequence[int]) -> float:
+def surprise(weights: Weights, prompt: Prompt, tokens: Sequence[int]) -> float:
     """The negative log-likelihood of tokens behind a prompt, in natural-logarithm units."""
-    read = weights.read(prompt)
-    parts = [_loglikelihood(read.logits, tokens[:1])]
+    parts = [_loglikelihood(prompt.logits, tokens[:1])]
     for start in range(0, len(tokens) - 1, _BLOCK_TOKENS):
         block = tokens[start : min(start + _BLOCK_TOKENS, len(tokens) - 1)]
-        logits = weights.extend(block, read.cache, keep=len(block))
+        logits = weights.extend(block, prompt.cache, keep=len(block))
         parts.append(_loglikelihood(logits, tokens[start + 1 : start + 1 + len(block)]))
     nll = -math.fsum(parts)
     if math.isnan(nll):
@@ -73,7 +76,7 @@ def _loglikelihood(logits: torch.Tensor, tokens: Sequence[int]) -> float:
     return math.fsum(float(table[at, token]) for at, token in enumerate(tokens))
 
 
-def choice_accuracy(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, int]:
+def choice_accuracy(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, Usage]:
     """Whether the likeliest of the choices is the right one. Raises as `choose` does."""
     choices, answer = params["choices"], params["answer"]
     if answer not in choices:
@@ -89,7 +92,8 @@ def choice_accuracy(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, i
         "choice": choice.text,
         "probability": choice.probabilities[answer],
     }
-    return row, len(prompt) + choice.read_tokens
+    read_tokens = len(prompt) + choice.read_tokens
+    return row, Usage(prompt_tokens=read_tokens, cached_tokens=choice.cached_tokens)
 
 
 def matched(params: Mapping[str, Any], completion: str) -> Row:

@@ -75,7 +75,11 @@ def evaluate_task(
             log_samples=True,
         )
     name = str(config["task"])
-    usage = Usage(prompt_tokens=model.read_tokens, generated_tokens=model.written_tokens)
+    usage = Usage(
+        prompt_tokens=model.read_tokens,
+        generated_tokens=model.written_tokens,
+        cached_tokens=model.cached_tokens,
+    )
     return Found(name, found["results"][name], found["samples"][name], usage)
 
 
@@ -86,7 +90,7 @@ class _Model(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         super().__init__()
         self._weights, self._adapter, self._max_tokens = weights, adapter, max_tokens
         self.tokenizer = weights.tokenizer
-        self.read_tokens = self.written_tokens = 0
+        self.read_tokens = self.written_tokens = self.cached_tokens = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -141,6 +145,7 @@ class _Model(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         if found != found:
             raise BrokenModel
         self.read_tokens += len(prompt) + len(tokens)
+        self.cached_tokens += read.remembered
         return found, table.argmax(dim=-1).tolist() == list(tokens)
 
     def generate_until(self, requests: Sequence[Any], **kwargs: Any) -> list[str]:
@@ -149,6 +154,7 @@ class _Model(TemplateLM):  # type: ignore[misc]  # lm-eval is not typed
         for index, answer in Decoder(self._weights).generate(asked):
             texts[index] = answer.text
             self.written_tokens += len(answer.tokens)
+            self.cached_tokens += answer.cached_tokens
         self.read_tokens += sum(len(request.prompt) for request in asked)
         return texts
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from flowmesh.runtimes.choosing import choose
 from flowmesh.runtimes.weights import BadPrompt, Weights
+from flowmesh.spec.action import Usage
 from flowmesh.spec.templates import RenderError, renderer
 
 Row = dict[str, Any]
@@ -54,24 +55,26 @@ def _prompt(params: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, An
     return {"messages": turns}
 
 
-def weigh(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, int]:
-    """Judge by the probabilities of the verdicts; the columns, and the tokens that were read.
+def weigh(weights: Weights, params: Mapping[str, Any]) -> tuple[Row, Usage]:
+    """Judge by the probabilities of the verdicts; the columns, and what was read for them.
 
     Raises BadPrompt, BrokenModel, MemoryError.
     """
     pair = params["kind"] == "pairwise"
     words = params["labels"] if pair else [word for word, _ in params["scale"]]
-    found, read = [], 0
+    found, read, cached = [], 0, 0
     for prompt in prompts(params):
         tokens = weights.prompt_tokens(prompt)
         choice = choose(weights, tokens, words, by_length=False)
         read += len(tokens) + choice.read_tokens
+        cached += choice.cached_tokens
         found.append(choice.probabilities)
+    usage = Usage(prompt_tokens=read, cached_tokens=cached)
     if pair:
         # Rounded shares add up to 1 only nearly, and two equal answers must come out as equal.
         shares = [one[words[0]] / (one[words[0]] + one[words[1]]) for one in found]
-        return pair_columns([shares[0], 1 - shares[1]]), read
-    return _grade(found[0], params["scale"]), read
+        return pair_columns([shares[0], 1 - shares[1]]), usage
+    return _grade(found[0], params["scale"]), usage
 
 
 def _grade(probabilities: Mapping[str, float], scale: Sequence[tuple[str, float]]) -> Row:

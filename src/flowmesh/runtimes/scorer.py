@@ -20,8 +20,8 @@ from flowmesh.spec.action import Action, Artifact, Result, Usage
 
 Row = dict[str, Any]
 
-#: From a task's parameters to its columns and the tokens that were read.
-_BY_PASSES: Mapping[str, Callable[[Weights, Mapping[str, Any]], tuple[Row, int]]] = {
+#: From a task's parameters to its columns and what was read for them.
+_BY_PASSES: Mapping[str, Callable[[Weights, Mapping[str, Any]], tuple[Row, Usage]]] = {
     "pairwise": weigh,
     "rubric": weigh,
     "perplexity": perplexity,
@@ -72,8 +72,8 @@ class Scorer:
                     writing.append(_Writing(work, self._requests(params, adapter)))
                     continue
                 with self.weights.adapted([adapter]):
-                    row, read = _BY_PASSES[params["kind"]](self.weights, params)
-                yield self._done(work, row, read, 0)
+                    row, usage = _BY_PASSES[params["kind"]](self.weights, params)
+                yield self._done(work, row, usage)
             except (BadPrompt, BrokenModel, ModelRefused) as error:
                 yield Failed(work.task, FailureKind.INPUT, str(error))
         yield from self._write(writing)
@@ -124,10 +124,11 @@ class Scorer:
             return Failed(one.work.task, FailureKind.INPUT, str(error))
         read = sum(len(request.prompt) for request in one.requests)
         written = sum(len(answer.tokens) for answer in one.answers.values())
-        return self._done(one.work, row, read, written)
+        cached = sum(answer.cached_tokens for answer in one.answers.values())
+        usage = Usage(prompt_tokens=read, generated_tokens=written, cached_tokens=cached)
+        return self._done(one.work, row, usage)
 
-    def _done(self, work: Work, row: Row, read: int, written: int) -> Done:
-        usage = Usage(prompt_tokens=read, generated_tokens=written)
+    def _done(self, work: Work, row: Row, usage: Usage) -> Done:
         result = Result(rows=[row], numerics="exact" if self.weights.exact else "near", usage=usage)
         return Done(work.task, result)
 

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flowmesh.base.errors import FlowMeshError, Problem, SpecError, StoreError, StoreInUse
 from flowmesh.base.version import __version__
+from flowmesh.core.plan import Utility
+from flowmesh.core.utility import PRESETS, Weights
 from flowmesh.operators.catalog import catalog
 from flowmesh.server import (
     auth,
@@ -66,6 +68,7 @@ class ServerSettings:
         token: what workers and clients must present; required beyond loopback.
         workers: local worker processes to keep running.
         tenants: their weights and quotas; those not named have weight 1 and no quota.
+        weights: of the utility, where a run names no objective of its own.
         memory_bytes: limit of each local worker; its share of most of this machine's if None.
         attended: leave by itself soon after the last client has gone.
     """
@@ -76,6 +79,7 @@ class ServerSettings:
     token: str | None = None
     workers: int = 2
     tenants: Mapping[str, TenantSettings] = field(default_factory=dict)
+    weights: Weights = PRESETS["balanced"]
     usd_per_hour: float = 0.0
     memory_bytes: int | None = None
     attended: bool = False
@@ -160,6 +164,7 @@ async def _lifespan(app: FastAPI, settings: ServerSettings) -> AsyncIterator[Non
         Access(stores.database, guarded=settings.token is not None),
         catalog(),
         settings.tenants,
+        policy=Utility(settings.weights),
     )
     await driver.start()
     try:

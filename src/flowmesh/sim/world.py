@@ -22,7 +22,7 @@ from flowmesh.core.events import (
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.plan import Utility
 from flowmesh.core.records import Lease, Run, RunStatus, Step, StepStatus, TaskSpec
-from flowmesh.core.state import Accepted, Changes
+from flowmesh.core.state import Accepted, Changes, State
 from flowmesh.sim.faults import Faults
 from flowmesh.sim.renting import Renting
 from flowmesh.sim.workers import SimWorker
@@ -55,6 +55,8 @@ class World:
         self.renting: Renting | None = None
         self.plane = self._new_plane()
         self.journal: list[Event | Decision] = []
+        #: The state as it was at the last crash, and how many records of the journal it has seen.
+        self._spare, self._spare_has = State(), 0
         self.now_ms = 0
         self.skew_ms = 0
         self.cache: dict[TaskId, str] = {}
@@ -78,10 +80,10 @@ class World:
             self.renting = Renting(self, Random(seed + 1_000_000))
             self.plane = self._new_plane()
 
-    def _new_plane(self) -> ControlPlane:
+    def _new_plane(self, state: State | None = None) -> ControlPlane:
         if self.renting is None:
-            return ControlPlane()
-        return ControlPlane(Utility(fleet=self.renting.limits))
+            return ControlPlane(state=state)
+        return ControlPlane(Utility(fleet=self.renting.limits), state)
 
     def run(self, *, until_ms: int) -> None:
         while self._queue and self._queue[0][0] <= until_ms:
@@ -145,10 +147,12 @@ class World:
     def _restart(self) -> None:
         """The plane's process is replaced: what is not in the journal is gone."""
         before = self.plane.state
-        self.plane = self._new_plane()
-        self.plane.replay(self.journal)
+        self.plane = self._new_plane(self._spare)
+        self.plane.replay(self.journal[self._spare_has :])
         self.plane.state.drain()
         assert self.plane.state == before
+        # It is worth as much as a replay from the start, which would take the longer each time.
+        self._spare, self._spare_has = before, len(self.journal)
         self._performing.clear()
         self.step(PlaneStarted)
 

@@ -27,7 +27,7 @@ from flowmesh.sim.baselines.truth import TrueMeans
 from flowmesh.sim.policies import Entry, Setting, register
 
 Rank = Callable[[Known, Queue, Offer], float]
-Make = Callable[..., Policy]
+Make = Callable[..., Baseline]
 
 #: Of autoscalers, where an evaluation gives no others.
 TARGET_S, IDLE_S = 900.0, 180.0
@@ -98,7 +98,9 @@ def _shared(
         return min(offers, key=lambda offer: (rank(known, queue, offer), offer.id))
 
     pools = Pools(known, choose, by_owner, tuning(setting, target_s, idle_s))
-    return make(known, pools, **settings)
+    policy = make(known, pools, **settings)
+    pools.rows_most = policy.rows_most
+    return policy
 
 
 def strong(

@@ -84,6 +84,8 @@ class Pools:
         self._tuning = tuning or Tuning()
         self._pool_of: dict[InstanceId, str] = {}
         self._looked_ms = -PACE_MS
+        #: Of a batch, where the policy has smaller ones than the engine could take.
+        self.rows_most: int | None = None
 
     def serves(self, worker: Worker, batch_key: str) -> bool:
         """Whether a worker is of the pool of a batch key, or of no pool."""
@@ -131,6 +133,9 @@ class Pools:
         if offer is None:
             return 0.0
         row_s = self._known.row_s(queue.batch_key, offer.device)
+        if self.rows_most:
+            batch_s = self._known.batch_s(queue.batch_key, offer.device, self.rows_most)
+            row_s = batch_s / self.rows_most
         return queue.count * row_s / max(1, offer.slots)
 
     def _rent(self, state: State, name: str, offer: Offer) -> LaunchInstance:
