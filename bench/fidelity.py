@@ -4,7 +4,7 @@
 
 Real workers of unlike shapes on this machine (one thread; one thread and slowed down; two
 threads), alone and together, run `bench/tenants.yaml` on SmolLM2-135M. In each session, runs of
-1, 4, 16 and 32 rows come one after another: what their batches took gives, by least squares,
+1, 4 and 16 rows come one after another: what their batches took gives, by least squares,
 the coefficients of each shape. Then tenants come close upon each other, with tables that are
 common to them and tables of their own. The whole session is simulated with those coefficients,
 and the tenants' part is compared: makespan, batches and their size, processor seconds.
@@ -35,7 +35,7 @@ from flowmesh.spec.document import Positions
 WORKFLOW = Path(__file__).parent / "tenants.yaml"
 ONE, SLOW, TWO = Shape("one"), Shape("slow", slowdown=2.0), Shape("two", threads=2)
 SESSIONS: tuple[tuple[Shape, ...], ...] = ((ONE,), (SLOW,), (TWO,), (ONE, SLOW))
-CALIBRATION_ROWS = (1, 4, 16, 32)
+CALIBRATION_ROWS = (1, 4, 16)
 #: Seconds after the first at which each tenant submits, and whether its table is the common one.
 TENANTS = ((0.0, True), (1.0, False), (2.0, True), (4.0, False), (6.0, True))
 #: Simulated seconds between runs that really wait for one another.

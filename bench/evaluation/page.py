@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from . import beside, tables
+from . import beside, real, tables
 from .cells import ROOT, Cell
 from .findings import AIMS, AT_LEAST, all_losses, headline, met
 from .matrix import OURS, Matrix
@@ -84,14 +84,24 @@ def _machine() -> dict[str, str]:
     return {"machine": platform.platform(), "python": sys.version.split()[0], **versions}
 
 
-def write(matrix: Matrix, outcomes: Outcomes, how: How, tried: Tried, folder: Path) -> None:
-    """Both files; the pictures are made by `plots.py`."""
+def write(
+    matrix: Matrix,
+    outcomes: Outcomes,
+    how: How,
+    tried: Tried,
+    folder: Path,
+    measured: dict[str, Any] | None = None,
+) -> None:
+    """Both files; the pictures are made by `plots.py`. `measured`: see `real.py`."""
     told = as_json(matrix, outcomes, how)
+    if measured is not None:
+        told["real"] = measured
     (folder / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")
     parts = [
         _begin(matrix, outcomes, how), _headline(matrix, outcomes), _elastic(matrix, outcomes),
         _fixed(matrix, outcomes), _parts(matrix, outcomes), _sweeps(matrix, outcomes),
-        _beside(matrix, outcomes), _losses(matrix, outcomes), _tuning(tried), LIMITS,
+        _beside(matrix, outcomes), real.section(measured) if measured else "",
+        _losses(matrix, outcomes), _tuning(tried), LIMITS,
     ]  # fmt: skip
     (folder / "evaluation.md").write_text("\n".join(parts))
 
@@ -101,9 +111,9 @@ def _begin(matrix: Matrix, outcomes: Outcomes, how: How) -> str:
     data = "; ".join(f"{kind}: {', '.join(used)}" for kind, used in data_of(outcomes).items())
     return f"""# Evaluation
 
-This page is written by `{how.command}`, from simulations alone; do not edit it. What is compared
-is told in [the simulator](simulator.md), the policies in `flowmesh.sim.baselines`, the bound in
-[the oracle](oracle.md). Figures are medians over seeds, with the least and the most in brackets;
+This page is written by `{how.command}`; do not edit it. All but the part on a real machine is
+simulated. What is compared is told in [the simulator](simulator.md), the policies in
+`flowmesh.sim.baselines`, the bound in [the oracle](oracle.md). Figures are medians over seeds, with the least and the most in brackets;
 ratios are made seed by seed, on equal work.
 
 - Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations.

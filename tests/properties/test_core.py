@@ -15,6 +15,7 @@ from flowmesh.core.events import (
     Tick,
     WorkerGone,
 )
+from flowmesh.core.holding import LONGEST_LOOK_MS
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.plan import Utility
 from flowmesh.core.records import Failure, OnError, StepStatus
@@ -23,8 +24,6 @@ from support.core import Bench, spec
 
 workers = st.sampled_from(["v", "w"])
 numbers = st.integers(0, 5)
-#: Whatever is held beside an idle worker is looked at again within this.
-HELD_MS = max(LONGEST_LOOK_MS, LINGER_MS)
 
 
 class AnyHistory(RuleBasedStateMachine):
@@ -156,7 +155,7 @@ class AnyHistory(RuleBasedStateMachine):
             return
         wakes_ms = plane.policy.wakes_ms(state)
         assert wakes_ms is not None
-        assert state.now_ms < wakes_ms <= state.now_ms + HELD_MS
+        assert state.now_ms < wakes_ms <= state.now_ms + LONGEST_LOOK_MS
         assert plane.next_deadline_ms() <= wakes_ms
 
     def teardown(self) -> None:
