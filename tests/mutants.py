@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = [
-    "tests/unit/test_core_sharing.py",
-    "tests/unit/test_core_placement.py",
-    "tests/unit/test_core_reopening.py",
-    "tests/unit/test_core_checkpoints.py",
-]
-TESTS += ["tests/properties/test_core.py", "tests/simulation"]
+_UNIT = (
+    *("core_sharing", "core_placement", "core_reopening", "core_checkpoints", "core_budgets"),
+    *("score", "renting", "scale", "plan", "estimate_learning", "estimate_regression"),
+)
+_PROPERTIES = ("core", "budgets", "estimate", "utility", "renting_histories", "fairness")
+TESTS = [f"tests/unit/test_{name}.py" for name in _UNIT]
+TESTS += [f"tests/properties/test_{name}.py" for name in _PROPERTIES]
+TESTS += [f"tests/simulation/test_{name}.py" for name in ("faults", "renting_faults")]
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,21 @@ class Mutant:
 
 MUTANTS = [
     # Leases and workers
-    Mutant("plan.py", "if state.now_ms - worker.heard_ms >= LEASE_MS:", "if False:"),
+    Mutant("machine.py", "if heard_ms is None or state.now_ms - heard_ms < lease_ms:", "if True:"),
+    Mutant("machine.py", "elif worker.heard_ms != heard_ms:", "elif False:"),
     Mutant("tasks.py", "current or task.spec.pure", "True"),
     Mutant("checkpoints.py", "if lease is None or lease.worker != worker_id or task_id not in lease.tasks:", "if lease is None:"),
     Mutant("tasks.py", "current or task.spec.pure", "current"),
     Mutant("tasks.py", "result.failure is not None and current:", "result.failure is not None:"),
     Mutant("tasks.py", "if task is None or task.status is TaskStatus.SUCCEEDED:\n        return\n    lease =", "if task is None:\n        return\n    lease ="),
-    Mutant("tasks.py", "if second < kept_ms]:\n        for task_id", "]:\n        for task_id"),
-    Mutant("tasks.py", "if second < kept_ms]:\n        del state.ended", "]:\n        del state.ended"),
+    Mutant("tasks.py", "state.done and (second := next(iter(state.done))) < kept_ms:", "state.done and (second := next(iter(state.done))) is not None:"),
+    Mutant("tasks.py", "state.ended and (second := next(iter(state.ended))) < kept_ms:", "state.ended and (second := next(iter(state.ended))) is not None:"),
     Mutant("apply.py", "if step is None or step.status is not StepStatus.EXPANDING or step.turn != event.turn:", "if step is None or step.status is not StepStatus.EXPANDING:"),
     Mutant("apply.py", "if step is None or reader is None or reader.turn != event.turn:", "if step is None or reader is None:"),
     Mutant("apply.py", "if step.reopened >= REOPEN_LIMIT:", "if False:"),
     Mutant("apply.py", "put_worker(replace(worker, heard_ms=state.now_ms))", "put_worker(worker)"),
     Mutant("apply.py", "leases=old.leases if old else ()", "leases=()"),
-    Mutant("apply.py", "    state.idle.pop(worker.id, None)\n", ""),
+    Mutant("state.py", "        self.idle.pop(worker_id, None)\n", ""),
     Mutant("tasks.py", "    held = tuple(other for other in worker.leases if other != lease_id)", "    held = worker.leases"),
     # Sharing
     Mutant("tasks.py", "if task is not None and task.status is TaskStatus.SUCCEEDED:\n        return False", "if False:\n        return False"),
@@ -65,14 +67,13 @@ MUTANTS = [
     Mutant("retry.py", "tried.attempts >= ATTEMPT_LIMIT", "False"),
     Mutant("retry.py", "tried.bugs >= INTERNAL_LIMIT", "False"),
     Mutant("tasks.py", "if due_ms <= state.now_ms]", "if False]"),
-    Mutant("apply.py", "_remove_worker(state, event, counts=False)", "_remove_worker(state, event, counts=True)"),
+    Mutant("apply.py", "_remove_worker(state, event.worker, counts=False)", "_remove_worker(state, event.worker, counts=True)"),
     # Placement
-    Mutant("plan.py", "if needs.fits(workers[0], key):", "if True:"),
-    Mutant("plan.py", "needs.fits(other, key) and not other.draining", "True"),
+    Mutant("placement.py", "needs.fits(other, key) and not other.draining", "True"),
     Mutant("needs.py", "needs.devices <= worker.devices", "True"),
     Mutant("needs.py", "not worker.memory_bytes or needs.memory_bytes <= worker.memory_bytes", "True"),
-    Mutant("pool.py", "    if (spec.devices, spec.memory_bytes) == (1, 0):\n        return spec.batch_key\n    return", "    return spec.batch_key\n    return"),
-    Mutant("records.py", "and not self.draining", ""),
+    Mutant("pool.py", "    if spec.devices == 1 and spec.memory_bytes == 0:\n", "    if True:\n"),
+    Mutant("fleet.py", " and not self.draining", ""),
     # Checkpoints
     Mutant("checkpoints.py", "if not began_anew and event.step <= (known.step if known else 0):", "if False:"),
     Mutant("checkpoints.py", "if task is not None and task.status is TaskStatus.SUCCEEDED:\n        _refuse", "if False:\n        _refuse"),
@@ -88,7 +89,7 @@ MUTANTS = [
     Mutant("tasks.py", "paid_s = task.paid_s if task.paid_by == result.lease else 0.0", "paid_s = task.paid_s"),
     Mutant("tasks.py", "if counts and task.saved_by != lease_id:", "if counts:"),
     Mutant("tasks.py", " / len(lease.tasks)\n    usd", "\n    usd"),
-    Mutant("apply.py", "    if checkpoints.start_of(state.leases[result.lease], task.id):\n        return  #", "    if False:\n        return  #"),
+    Mutant("learning.py", "if timing.exec_s > 0 and not any(lease.checkpoints):", "if timing.exec_s > 0:"),
     Mutant("checkpoints.py", "known.checkpoint != event.checkpoint:", "True:"),
     Mutant("checkpoints.py", "    if left is None or left.step <= task.step:", "    if left is None:"),
     Mutant("checkpoints.py", "    return replace(task, checkpoint=left.checkpoint, step=left.step)", "    return task"),
@@ -99,19 +100,55 @@ MUTANTS = [
     Mutant("tasks.py", "    del state.tasks[task.id]\n    checkpoints.leave(state, task)\n    for", "    del state.tasks[task.id]\n    for"),
     Mutant("tasks.py", "if checkpoint and task.lease not in state.leases:", "if checkpoint:"),
     Mutant("apply.py", "tasks.unwant(state, step_id, checkpoint=True)", "tasks.unwant(state, step_id)"),
-    Mutant("apply.py", "tuple(state.tasks[task_id].checkpoint for task_id in choice.tasks)", "tuple('' for _ in choice.tasks)"),
-    Mutant("plan.py", "        if len(picked) >= limit:\n            break\n", ""),
-    Mutant("plan.py", "and state.now_ms < task.due_ms + AVOID_MS", ""),
-    Mutant("plan.py", "if others and task.avoid == worker.id", "if False and task.avoid == worker.id"),
+    Mutant("apply.py", "tuple([task.checkpoint for task in batch])", "tuple('' for _ in batch)"),
+    Mutant("placement.py", "            if len(tasks) >= limit:\n                break\n            tasks.append(task)", "            tasks.append(task)"),
+    Mutant("placement.py", " or state.now_ms >= task.due_ms + AVOID_MS", ""),
+    Mutant("placement.py", "if task.avoid != worker.id or", "if True or"),
     Mutant("pool.py", "min(waiting, key=lambda name: (virtual[name], name))", "min(waiting)"),
     Mutant("pool.py", "sorted(queues, reverse=True)", "sorted(queues)"),
     Mutant("apply.py", "max(virtual_usd, min(others, default=0.0))", "virtual_usd"),
-    Mutant("apply.py", "share = seconds * VIRTUAL_USD_PER_S / len(waiting) / tenant.weight", "share = seconds * VIRTUAL_USD_PER_S / len(waiting)"),
-    Mutant("utility.py", "urgency = worth * option.wait_s / weights.patience_s", "urgency = 0.0"),
-    Mutant("utility.py", "fairness = (worth + urgency) * (2**behind - 1)", "fairness = 0.0"),
-    Mutant("utility.py", "+ self.fairness - self.cost - self.start", "+ self.fairness - self.cost"),
+    Mutant("apply.py", "known.virtual_usd + usd / known.weight", "known.virtual_usd + usd"),
+    Mutant("apply.py", "usd = whole_usd * amount / total / len(runs)", "usd = whole_usd * amount / total"),
+    Mutant("utility.py", "urgency=(value + path) * (option.urgency - 1)", "urgency=0.0 * value"),
+    Mutant("utility.py", "fairness=value * weights.fair * option.behind", "fairness=0.0 * value"),
+    Mutant("utility.py", "return worth - self.cost - self.egress", "return worth - self.egress"),
+    Mutant("utility.py", "usd * seconds / floor_s**2", "usd / seconds"),
     # Replay
-    Mutant("machine.py", "            apply(self.state, record)\n\n    def desired", "            self.step(record)\n\n    def desired"),
+    Mutant("machine.py", "            apply(self.state, record)\n        self._silences", "            self.step(record)\n        self._silences"),
+    # Money
+    Mutant("money.py", "ceil(usd / runs / GRAIN_USD) * GRAIN_USD", "usd / runs"),
+    Mutant("money.py", "(1 + MARGIN_SIGMAS * expected.sigma_s / expected.total_s)", "1.0"),
+    Mutant("money.py", "tenant.day_usd if tenant.day == now_ms // DAY_MS else 0.0", "tenant.day_usd"),
+    Mutant("money.py", "shares.get(run, _NOTHING), _share(lease, len(after))", "shares.get(run, _NOTHING), _share(lease, len(before))"),
+    Mutant("money.py", "runs: Sequence[RunId], usd: float) -> None:\n    \"\"\"Runs have spent something together on a lease.\"\"\"\n    for run in runs if usd else ():", "runs: Sequence[RunId], usd: float) -> None:\n    for run in ():"),
+    Mutant("money.py", "        del runs[tenant.id]\n", ""),
+    Mutant("apply.py", "    if run.budget_usd:\n        state.budgeted[run.id] = None\n", ""),
+    Mutant("budgets.py", "self._tenant_usd(tenant) + TOLERANCE >= share * tenants.count(tenant)", "True"),
+    Mutant("budgets.py", "return not tenant.quota.leases or tenant.leases < tenant.quota.leases", "return True"),
+    Mutant("budgets.py", "run.budget_usd - run.spent_usd - run.held_usd", "run.budget_usd - run.spent_usd"),
+    Mutant("budgets.py", "    if state.holds.get(run.id):\n        return \"\"\n", ""),
+    # Renting
+    Mutant("renting.py", "    if instance is None or instance.status is InstanceStatus.TERMINATING:\n        return\n    status", "    if instance is None:\n        return\n    status"),
+    Mutant("renting.py", "if instance.id in failed and not instance.running_ms:", "if instance.id in failed:"),
+    Mutant("renting.py", "state.now_ms - instance.launched_ms >= LAUNCH_GRACE_MS", "True"),
+    Mutant("renting.py", "instance.missed + 1 >= MISSED", "True"),
+    Mutant("renting.py", "            lost |= state.hosted.get(instance.id, {})\n", ""),
+    Mutant("renting.py", "        state.next_instance = max(state.next_instance, int(digits) + 1)\n", "        pass\n"),
+    Mutant("renting.py", "draining=worker.draining or not instance.takes_work", "draining=worker.draining"),
+    Mutant("renting.py", "count=max(0, offer.count - 1)", "count=offer.count"),
+    # Learning
+    Mutant("learning.py", "task.lease != lease.id or lease.worker != worker_id", "lease.worker != worker_id"),
+    Mutant("learning.py", "if result.failure not in (None, Failure.INPUT):", "if False:"),
+    Mutant("learning.py", "all(0 <= one <= MOST for one in figures)", "True"),
+    Mutant("learning.py", "result.batch is None and len(state.lease_left[lease.id]) == 1:", "result.batch is None:"),
+    Mutant("learning.py", "work = 0.0 if demand.flops_per_token else timing.work", "work = timing.work"),
+    Mutant("regression.py", "abs(changed.odd) < ODD_LIMIT and ", ""),
+    Mutant("regression.py", "clipped = max(-clip, min(clip, error))", "clipped = error"),
+    Mutant("regression.py", "    c = _at_least_zero(c, covariance)\n", ""),
+    # Holding
+    Mutant("holding.py", "    if later.seconds > LATEST * now.seconds:\n        return None\n", ""),
+    Mutant("holding.py", "    if rate(later, weights.floor_s) <= rate(now, weights.floor_s):\n        return None\n", ""),
+    Mutant("holding.py", "    if wait_s <= 0 or row.count >= row.limit or", "    if"),
 ]  # fmt: skip
 
 

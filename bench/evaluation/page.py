@@ -113,8 +113,8 @@ def _begin(matrix: Matrix, outcomes: Outcomes, how: How) -> str:
 
 This page is written by `{how.command}`; do not edit it. All but the part on a real machine is
 simulated. What is compared is told in [the simulator](simulator.md), the policies in
-`flowmesh.sim.baselines`, the bound in [the oracle](oracle.md). Figures are medians over seeds, with the least and the most in brackets;
-ratios are made seed by seed, on equal work.
+`flowmesh.sim.baselines`, the bound in [the oracle](oracle.md). Figures are medians over seeds,
+with the least and the most in brackets; ratios are made seed by seed, on equal work.
 
 - Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations.
 - On {machine["machine"]}.

@@ -212,7 +212,8 @@ class AttemptView(Body):
 class TaskExplanation(Body):
     """Why a task ran, or is to run, where and when it does.
 
-    `relation` is how the run that was asked about came by it: executed, joined, reused or open.
+    `relation` is how the run that was asked about came by it: executed, joined, reused,
+    open, failed or cancelled.
     `sampled`: the decision itself was kept, so `others` and `why_not` are known. `usd` is the
     task's part in its batch, `share_usd` the run's share of that. `words` tell all of it.
     """

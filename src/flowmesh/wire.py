@@ -262,6 +262,10 @@ class ModelEntry(Body):
 Measure = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 #: Trees of a worker's cache that it names, the most recent of them.
 HOLDS_LIMIT = 200
+#: Engines that one worker keeps warm. What a sync says is in the journal, each time.
+WARM_LIMIT = 1_000
+RuntimeName = Annotated[str, Field(max_length=200)]
+BatchKey = Annotated[str, Field(max_length=10_000)]
 
 
 class DeviceBody(Body):
@@ -289,14 +293,14 @@ class WorkerInfo(Body):
 
     worker: Annotated[str, Field(min_length=1, max_length=200)]
     host: str
-    runtimes: tuple[str, ...]
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(max_length=100)]
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     threads: int = 1
     memory_bytes: Count = 0
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
     usd_per_hour: Amount = 0.0
     #: Batch keys whose engine is warm.
-    warm: tuple[str, ...] = ()
+    warm: Annotated[tuple[BatchKey, ...], Field(max_length=WARM_LIMIT)] = ()
     version: str = ""
     device: DeviceBody = DeviceBody()
     place: Annotated[str, Field(max_length=200)] = ""

@@ -73,4 +73,5 @@ async def test_a_lease_may_mix_adapters_and_later_ones_meet_a_warm_engine(
     pick = [action(CHOOSE, model, one, prompt="Is it?", choices=["yes", "no"]) for one in adapters]
     picked = await server.results(*await server.grant(3, *pick))
     assert len({str(result.rows) for result in picked}) == 3
-    await server.until(lambda: len(server.syncs[-1].info.warm) == 2)
+    await server.until(lambda: server.syncs[-1].running == [])
+    assert len({key.partition("/")[2] for key in server.syncs[-1].info.warm}) == 1, "one engine"

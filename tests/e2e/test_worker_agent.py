@@ -63,6 +63,10 @@ async def start(
         await asyncio.gather(*workers, return_exceptions=True)
 
 
+#: What runs in the process of `act` without loading anything: operators of the same runtime.
+SHARED = ("act@1", "also@1", "lacking@1")
+
+
 def act(do: str, op: str = "act", inputs: dict[str, Any] | None = None, **params: Any) -> Action:
     return Action(op, 1, {"do": do, **params}, inputs or {})
 
@@ -105,7 +109,7 @@ async def test_a_lease_is_run_and_every_task_reported(server: FakeServer, start:
     await server.until(lambda: server.syncs[-1].running == [] and server.syncs[-1].info.warm)
     assert server.syncs[-1].reports == [], "what is settled is not reported again"
     info = server.syncs[-1].info
-    assert info.warm == ("act@1",)
+    assert info.warm == SHARED
     assert info.runtimes == ("broken", "light"), "a runtime without its libraries is not offered"
 
 
@@ -372,7 +376,7 @@ async def test_an_idle_process_makes_room_for_another(
     look = act("look", inputs={"model": _model(server, tmp_path)})
     await server.results(*await server.grant(2, look))
     assert await is_gone(pid_of(light.result))
-    await server.until(lambda: server.syncs[-1].info.warm == ("act@1",))
+    await server.until(lambda: server.syncs[-1].info.warm == SHARED)
 
 
 async def test_processes_stay_while_there_is_room(

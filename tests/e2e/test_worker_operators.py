@@ -76,5 +76,8 @@ async def test_one_process_holds_a_model_for_all_its_operators(
     [picked] = await server.results(*await server.grant(2, pick))
     assert all(result.usage.generated_tokens > 0 for result in written)
     assert picked.rows and picked.rows[0]["choice"] in ("yes", "no")
-    await server.until(lambda: len(server.syncs[-1].info.warm) == 2)
+    # Whatever else runs in that process finds the model loaded too.
+    alike = [one for one in catalog().values() if one.runtime == GENERATE.runtime]
+    keys = tuple(sorted(f"{one.name}@{one.version}" for one in alike))
+    await server.until(lambda: server.syncs[-1].info.warm == keys)
     assert catalog()["generate"].runtime in server.syncs[-1].info.runtimes

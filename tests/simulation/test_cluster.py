@@ -1,10 +1,5 @@
 """Whole simulated clusters: the same from the same seed, nothing lost, nothing twice."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from flowmesh.base.ids import LeaseId, WorkerId
@@ -17,8 +12,7 @@ from flowmesh.sim.cluster import simulate
 from flowmesh.sim.policies import Entry, Setting, names
 from flowmesh.sim.report import Report
 from flowmesh.sim.scenario import Interruptions, Market, Scenario, load_scenario
-
-SRC = Path(__file__).parents[2] / "src"
+from support.hashing import told
 
 
 def fits(state: State, worker_id: WorkerId, spec: TaskSpec) -> bool:
@@ -110,17 +104,8 @@ def test_no_order_of_a_set_has_a_part_in_it() -> None:
         "s = load_scenario('headline').model_copy(update={'runs': 4});"
         "print(simulate(s, 'flowmesh', 2).digest())"
     )
-    told = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(SRC), "PYTHONHASHSEED": hashing},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for hashing in ("1", "77")
-    ]
-    assert told[0] == told[1] and len(told[0]) == 65
+    one, other = told(code)
+    assert one == other and len(one) == 65
 
 
 def test_overlap_is_what_makes_tenants_share() -> None:

@@ -16,9 +16,10 @@ from flowmesh.core.events import (
     Tick,
     WorkerSynced,
 )
-from flowmesh.core.fleet import Worker
+from flowmesh.core.fleet import Device, Worker
 from flowmesh.core.needs import PATIENCE_MS, unmet
-from flowmesh.core.records import Failure, Lease, RunStatus, TaskSpec
+from flowmesh.core.outlook import outlook
+from flowmesh.core.records import Demand, Failure, Lease, RunStatus, TaskSpec
 from flowmesh.core.retry import LOSS_LIMIT
 from flowmesh.core.state import ReadyKey, State
 from flowmesh.core.tasks import RETAIN_MS
@@ -398,11 +399,37 @@ def test_what_no_worker_has_is_told() -> None:
     needed = "a worker that offers models, has 2 devices and may take 3.0 GB of memory"
     assert told(bench) == f"waits for {needed}; there is no worker"
     bench.sync("v")
-    assert told(bench) == f"waits for {needed}; the only worker does not fit"
+    assert told(bench) == f"waits for {needed}; the only worker has 1 of 2 devices"
     bench.sync("w", devices=2, memory_bytes=2_000_000_000)
-    assert told(bench) == f"waits for {needed}; none of 2 workers fits"
+    memory = "has too little memory: a task takes 3.0 GB"
+    assert told(bench) == f"waits for {needed}; none of 2 workers fits: 1 of them {memory}"
     bench.sync("x", devices=2, memory_bytes=3_000_000_000)
     assert told(bench) == ""
+
+
+def test_a_device_that_cannot_hold_the_model_is_told_as_everywhere() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x")])
+    state = bench.plane.state
+    (task,) = state.tasks.values()
+    key = task.spec.batch_key
+    state.demands[key] = Demand(weights_bytes=20_000_000_000, flops_per_token=2e10)
+    device = Device("T4", memory_bytes=16_000_000_000)
+    small = Worker(WorkerId("w"), (task.spec.runtime,), 1, 0.5, (), 0, device=device)
+    state.workers[small.id] = small
+    words = unmet(state, StepId("a/only"), bench.now_ms, 0)
+    assert "has 16.0 GB on its device, too few for the model's 20.0 GB" in words
+    assert outlook(state, task, bench.plane.policy).waits_for.startswith("a worker that fits")
+    state.workers.clear()
+    assert unmet(state, StepId("a/only"), bench.now_ms, 0).endswith("; there is no worker")
+
+
+def test_a_worker_that_is_going_takes_no_work() -> None:
+    bench = Bench()
+    bench.submit("a", [spec("x")])
+    assert bench.sync(draining=True) == []
+    bench.now_ms += PATIENCE_MS
+    assert told(bench).endswith("; the only worker is going: it takes no new work")
 
 
 def test_a_step_whose_worker_is_busy_waits_for_its_turn() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from flowmesh.base.digest import Digest
+from flowmesh.base.ids import StepId
+from flowmesh.core.events import StepExpanded
 from flowmesh.operators.amounts import UNKNOWN_ROW_TOKENS, UNKNOWN_ROWS, reading
 from flowmesh.operators.catalog import catalog
 from flowmesh.operators.train import PARAMS
@@ -16,9 +18,10 @@ from flowmesh.spec.action import Artifact, Bound
 from flowmesh.spec.expand import Expansion, Scope, expand
 from flowmesh.spec.graph import build
 from flowmesh.spec.nodes import StepNode
-from flowmesh.spec.operator import Amounts, Operator, Params
+from flowmesh.spec.operator import AMOUNT_LIMIT, Amounts, Operator, Params
 from flowmesh.spec.prefixes import LEAST_TOKENS, Prefix, common_beginnings
 from flowmesh.spec.workflow import load
+from flowmesh.stores.codec import Codec
 from flowmesh.stores.memory import MemoryStore
 from flowmesh.stores.trees import Manifest, TreeFile, put_tree
 
@@ -244,3 +247,35 @@ def test_a_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     first = models.figures(weights.digest)
     monkeypatch.setattr(store, "read", lambda digest: pytest.fail("read again"))
     assert models.figures(weights.digest) == first != Figures()
+
+
+# What nobody may claim
+
+
+def test_claims_of_a_client_stay_within_what_a_journal_holds() -> None:
+    sft = catalog()["sft"]
+    table = Artifact("table", f"sha256:{0:064x}/{10**17}", 1 << 53)
+    params = sft.params(num_train_epochs=1000).model_dump()  # type: ignore[call-arg]
+    told = sft.amounts_of(params, {"data": table})
+    assert told.prompt_tokens == AMOUNT_LIMIT
+    assert told.work == AMOUNT_LIMIT and isinstance(told.work, float)
+
+
+def test_claims_of_a_model_can_be_journaled(tmp_path: Path) -> None:
+    store = MemoryStore()
+    wild = {**CONFIG, "num_hidden_layers": 10**300, "head_dim": 1e308, "hidden_size": 1e308}
+    folder = tmp_path / "m"
+    model(store, folder, wild, 10)
+    config = store.put((folder / "config.json").read_bytes())
+    claimed = [
+        TreeFile(f"{part}.safetensors", Digest.parse(f"sha256:{part:064x}/{10**18 - 1}"))
+        for part in range(30)
+    ]
+    wrong = Manifest((TreeFile("config.json", config), *claimed)).encode()
+    bound: dict[str, Bound] = {"model": Artifact("tree", str(store.put(wrong)))}
+    demand = Models(store).demand(step("generate", "prompt: p"), bound)
+    codec = Codec([StepExpanded])
+    event = StepExpanded(0, StepId("r/s"), demand=demand)
+    assert codec.decode(codec.encode(event)) == event
+    odd = model(store, tmp_path / "o", {**CONFIG, "architectures": 5}, 10)
+    assert Models(store).figures(odd.digest).cache_numbers == 0

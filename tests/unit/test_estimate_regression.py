@@ -1,6 +1,7 @@
 """Recursive least squares: what one batch after the other makes of a prior."""
 
 import random
+from math import isfinite
 
 import pytest
 
@@ -145,6 +146,21 @@ def test_absurd_batches_leave_finite_figures(amounts: tuple[float, ...], seconds
         fit = after(batches * 3, (0.1, 1.0))
         figures = (*fit.coefficients, *fit.covariance, fit.variance)
         assert all(abs(one) < 1e60 for one in figures)
+
+
+def test_no_history_of_absurd_batches_breaks_a_fit() -> None:
+    """Rounding may leave a covariance that is none: then what was learnt starts anew."""
+    sizes = (0.0, 1.0, 2000.0, float(1 << 36), float(1 << 49), 1e15)
+    for seed in range(60):
+        chance = random.Random(seed)
+        prior = [0.02, *(chance.choice([0.0, 1e-9, 1e-3, 1e10]) for _ in range(4))]
+        fit = None
+        for _ in range(300):
+            amounts = (1.0, *(chance.choice(sizes) for _ in range(4)))
+            seconds = chance.choice([1e-12, 1e9, 10 * chance.random()])
+            fit = regression.learnt(fit, prior, 3.0, amounts, seconds)
+            assert all(map(isfinite, (*fit.coefficients, *fit.covariance, fit.variance)))
+            assert min(fit.covariance[:: len(prior) + 1]) >= 0
 
 
 def test_the_mean_error_is_a_plain_mean_at_first_and_forgets_later() -> None:

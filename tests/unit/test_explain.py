@@ -66,6 +66,12 @@ def test_why_a_batch_was_so_large(size: int, left: int, limit: int, words: str) 
 
 
 def test_batch_keys_are_told_without_digests() -> None:
+    assert [wording.usd(one) for one in (0.0, 0.0042, -0.5, -12.0)] == [
+        "$0",
+        "$0.0042",
+        "-$0.5",
+        "-$12.00",
+    ]
     assert wording.short_key(KEY) == "generate@1/transformers/float32"
     told = wording.told(f"{KEY} waits 3.0 s for a warm A100", KEY)
     assert told == "generate@1/transformers/float32 waits 3.0 s for a warm A100"

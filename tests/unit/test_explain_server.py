@@ -156,6 +156,11 @@ def test_a_task_without_a_worker_says_what_it_waits_for(client: TestClient) -> N
     task = explained(client, f"runs/{run}/explain/task", step="told", row=1)
     assert task["waits_for"] == "a worker that fits: none of 1 does"
     assert task["why_not"] == {"does not offer tables": 1}
+    assert task["words"][1:] == ["of the workers, 1 does not offer tables"]
+    client.post(f"/v1/runs/{run}/cancel")
+    task = explained(client, f"runs/{run}/explain/task", step="told", row=1)
+    assert (task["status"], task["relation"]) == ("cancelled", "cancelled")
+    assert task["words"] == ["no run wants it any more, and nothing came of it"]
 
 
 def test_a_task_behind_others_tells_its_options(client: TestClient) -> None:
@@ -225,7 +230,9 @@ def test_another_tenant_learns_nothing_of_a_task(client: TestClient) -> None:
     run = done(client)
     task = explained(client, f"runs/{run}/explain/task", step="told", row=0)["task"]
     other = {"x-flowmesh-tenant": "other"}
-    assert client.get(f"/v1/tasks/{task[:12]}/explain", headers=other).status_code == 404
+    answer = client.get(f"/v1/tasks/{task[:6]}/explain", headers=other)
+    assert answer.status_code == 404
+    assert task[:7] not in answer.text, "not even more of its fingerprint than was asked with"
     assert client.get(f"/v1/runs/{run}/explain", headers=other).status_code == 404
 
 

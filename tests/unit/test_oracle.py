@@ -1,5 +1,7 @@
 """No schedule is cheaper than the oracle: of single batches, and of whole simulations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from flowmesh.sim.clairvoyant import bound_of
 from flowmesh.sim.cluster import simulate
 from flowmesh.sim.devices import machine, model
 from flowmesh.sim.engines import Engine, Rows, Truth
-from flowmesh.sim.oracle import Offered, Work, bound, least, potentials
+from flowmesh.sim.oracle import Offered, Work, bound, least, potentials, total
 from flowmesh.sim.policies import names
 from flowmesh.sim.profiles import EFFICIENCY
 from flowmesh.sim.scenario import DeviceSpec, Scenario
@@ -66,8 +68,8 @@ def test_no_batches_take_less_than_their_rows(seed: int, kind: str, engine: Engi
     work = drawn(seed, engine)
     bounded = least(work, Offered(machine(kind), 1.0), TRUTH)
     seconds, joules, shared = taken(work, kind, np.random.default_rng(seed + 1))
-    assert seconds >= bounded.seconds.sum() + shared * bounded.prefix_s - 1e-6
-    assert joules >= bounded.joules.sum() + shared * bounded.prefix_j - 1e-3
+    assert seconds >= total(work, [bounded.seconds]) + shared * bounded.seconds.prefix - 1e-6
+    assert joules >= total(work, [bounded.joules]) + shared * bounded.joules.prefix - 1e-3
 
 
 @given(st.integers(0, 10**6))
@@ -79,6 +81,41 @@ def test_no_partition_has_a_smaller_product_of_means(seed: int) -> None:
     prices = potentials(x, y)
     rows = rng.permutation(count)[: int(rng.integers(1, count + 1))]
     assert len(rows) * x[rows].mean() * y[rows].mean() >= prices[rows].sum() * (1 - 1e-9) - 1e-6
+
+
+@given(st.integers(0, 10**6))
+def test_no_split_over_two_machines_costs_less_than_the_bound(seed: int) -> None:
+    """Some batches on one kind and some on another, at prices that are unlike by much."""
+    rng = np.random.default_rng(seed)
+    work = drawn(seed, GENERATE)
+    offers = [Offered(machine("L4"), 0.4), Offered(machine("H100"), float(rng.lognormal(1, 1)))]
+    took = [least(work, one, TRUTH) for one in offers]
+    costs = [one.seconds.times(offer.usd_per_s) for one, offer in zip(took, offers, strict=True)]
+    there = rng.random(len(work)) < rng.random()
+    usd = 0.0
+    for rows, offer in zip((there, ~there), offers, strict=True):
+        if rows.any():
+            some = replace(
+                work,
+                prompt=work.prompt[rows],
+                output=work.output[rows],
+                prefix=work.prefix[rows],
+                prefix_tokens=work.prefix_tokens[rows],
+            )
+            usd += offer.usd_per_s * taken(some, offer.machine.kind, rng)[0]
+    assert usd >= total(work, costs) * (1 - 1e-9)
+
+
+def test_rows_of_unlike_lengths_have_no_bound_below_nothing() -> None:
+    """Where one machine has little room for long rows and another much: still near the truth."""
+    rng = np.random.default_rng(5)
+    count = 2048
+    prompt, output = rng.lognormal(6, 0.5, count).round(), rng.lognormal(8, 0.5, count).round()
+    work = Work(GENERATE, prompt, output, np.full(count, -1), np.zeros(count), max_batch=4096)
+    offers = [Offered(machine("A100-80"), 0.87), Offered(machine("RTX3090"), 0.2)]
+    took = TRUTH.batch(GENERATE, offers[0].machine, Rows(prompt.astype(int), output.astype(int)))
+    usd = took.exec_s * offers[0].usd_per_s
+    assert 0.75 * usd <= bound([work], offers, TRUTH).exec_usd <= usd
 
 
 def test_the_prices_are_as_high_as_they_can_be() -> None:
@@ -96,8 +133,10 @@ def test_the_bound_is_near_for_batches_of_equal_rows() -> None:
     made = machine("H100")
     took = TRUTH.batch(GENERATE, made, Rows(work.prompt.astype(int), work.output.astype(int)))
     bounded = least(work, Offered(made, 1.0), TRUTH)
-    assert bounded.seconds.sum() == pytest.approx(took.exec_s, rel=0.02)
-    assert bounded.joules.sum() == pytest.approx(took.busy_j + made.idle_w * took.exec_s, rel=0.1)
+    assert total(work, [bounded.seconds]) == pytest.approx(took.exec_s, rel=0.02)
+    assert total(work, [bounded.joules]) == pytest.approx(
+        took.busy_j + made.idle_w * took.exec_s, rel=0.1
+    )
 
 
 def test_each_row_is_done_where_it_is_cheapest() -> None:

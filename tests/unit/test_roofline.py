@@ -116,11 +116,11 @@ def test_memory_bounds_what_fits_and_how_many_rows_run_at_once() -> None:
     assert roofline.concurrency(PLAIN, A100, 1000) == roofline.MAX_ROWS
 
 
-def test_a_batch_lasts_as_long_as_its_longest_row_or_as_all_of_them_in_turns() -> None:
-    assert roofline.decode_steps(100.0, 400.0, 8) == 100.0
-    assert roofline.decode_steps(100.0, 4000.0, 8) == 500.0
-    steps = roofline.decode_steps(np.array([100.0, 10.0]), np.array([400.0, 400.0]), 8)
-    assert isinstance(steps, np.ndarray) and steps.tolist() == [100.0, 50.0]
+def test_a_batch_lasts_as_long_as_its_longest_row_and_the_turns_before_it() -> None:
+    assert roofline.decode_steps(100.0, 400.0, 8, 8) == 100.0
+    assert roofline.decode_steps(100.0, 4000.0, 8, 80) == 550.0
+    steps = roofline.decode_steps(np.array([100.0, 10.0]), np.array([400.0, 400.0]), 8, 40)
+    assert isinstance(steps, np.ndarray) and steps.tolist() == [140.0, 50.0]
 
 
 def test_loading_is_a_start_and_the_weights() -> None:

@@ -231,8 +231,12 @@ def test_what_a_function_started_is_killed_with_it(blobs: DirBlobs, tmp_path: Pa
     (outcome,) = call(blobs, [{"x": 1, "file": str(note)}], function="sleeper", timeout_s=1.0)
     assert "killed at its limit" in refusal(outcome).message
     stat = Path(f"/proc/{note.read_text()}/stat")
-    # Killed; somebody else may still have to collect it.
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+    # Killed; on a busy machine it takes a moment to die, and somebody else may have to collect it.
+    for _ in range(100):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it lives on")
 
 
 def test_too_much_memory_costs_only_its_own_row(blobs: DirBlobs) -> None:

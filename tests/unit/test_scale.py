@@ -10,9 +10,10 @@ from flowmesh.core.decisions import Decision, DrainInstance, LaunchInstance, Ter
 from flowmesh.core.events import RunCancelled, RunSubmitted, StepExpanded
 from flowmesh.core.fleet import InstanceStatus
 from flowmesh.core.knowledge import Arrivals
+from flowmesh.core.moments import LATE
 from flowmesh.core.plan import Utility
 from flowmesh.core.records import Demand, Run, Step
-from flowmesh.core.scale import GATHER_S, LATE, SHUN_S, Bounds, FleetLimits, Scaler
+from flowmesh.core.scale import GATHER_S, SHUN_S, Bounds, FleetLimits, Scaler
 from flowmesh.core.utility import PRESETS
 from support.core import spec
 from support.renting import SMALL, OnlyRenting, RentingBench, offer
@@ -99,7 +100,7 @@ def test_a_model_gets_a_device_that_holds_it() -> None:
 
 def test_more_work_gets_more_machines() -> None:
     counts = []
-    for tasks in (100, 10_000, 100_000):
+    for tasks in (100, 5_000, 30_000):
         bench = bench_of()
         bench.offers(offer())
         counts.append(len(launches(ask(bench, tasks))))
@@ -162,7 +163,7 @@ def test_a_deadline_that_can_be_met_gets_more() -> None:
 def test_the_most_machines_are_the_most(limit: int) -> None:
     bench = bench_of(max_instances=limit)
     bench.offers(offer("small"), offer("large"))
-    assert len(launches(ask(bench, 1_000_000 // 20))) == limit
+    assert len(launches(ask(bench, 20_000))) == limit
     assert launches(bench.wait(100)) == []
 
 
@@ -170,7 +171,7 @@ def test_a_providers_own_limit_holds() -> None:
     bench = bench_of(providers={"p": Bounds(0, 2)})
     bench.offers(offer())
     bench.offers(offer("other", provider="q", usd_per_hour=0.8), provider="q")
-    found = launches(ask(bench, 50_000) + bench.wait(1))
+    found = launches(ask(bench, 20_000) + bench.wait(1))
     assert found.count("small") == 2
     assert found.count("other") > 2
 
@@ -178,7 +179,7 @@ def test_a_providers_own_limit_holds() -> None:
 def test_the_spending_cap_counts_all_that_is_rented() -> None:
     bench = bench_of(usd_per_hour=2.2)
     bench.offers(offer())
-    assert len(launches(ask(bench, 50_000))) == 3
+    assert len(launches(ask(bench, 20_000))) == 3
     bench.give_back("i1")
     assert bench.wait(2) == []
 
@@ -274,6 +275,18 @@ def test_while_one_offer_is_left_alone_another_is_taken() -> None:
     assert launches(ask(bench, 10)) == ["small"]
     bench.listed(failed=(("i1", "no more"),))
     assert launches(bench.wait(2)) == ["large"]
+
+
+def test_it_does_not_wake_while_only_something_new_could_change_its_mind() -> None:
+    bench = RentingBench(policy=_Both())
+    bench.launch()
+    bench.submit("r", [spec("x")])
+    bench.sync(instance=InstanceId("i1"))
+    bench.wait(2)
+    assert bench.state.leases and not bench.state.ready
+    assert bench.plane.policy.scaler.wakes_ms(bench.state) is None  # type: ignore[attr-defined]
+    bench.offers(offer())
+    assert bench.plane.policy.scaler.wakes_ms(bench.state) is not None  # type: ignore[attr-defined]
 
 
 def test_what_is_drained_is_given_back_when_its_work_is_done() -> None:

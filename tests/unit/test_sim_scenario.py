@@ -6,6 +6,7 @@ import pytest
 
 from flowmesh.base.errors import SpecError
 from flowmesh.sim.market import Market, Rented
+from flowmesh.sim.profiles import points
 from flowmesh.sim.scenario import load_scenario, shipped
 from flowmesh.sim.tenants import planned
 from flowmesh.sim.workflows import templates
@@ -60,7 +61,18 @@ def test_a_sound_scenario_is_named_by_its_file(tmp_path: Path) -> None:
         (SOUND + "overlap: 1.5\n", ["s.yaml:4:1: overlap: must be at most 1"]),
         (SOUND + "runs: '3'\n", ["s.yaml:4:1: runs: expected a whole number"]),
         ("mix: {chat-8b: 1}\n", ["s.yaml:1:1: there is neither `fleet` nor `market`"]),
-        ("mix: {chatt-8b: 1}\nfleet: [{kind: L4}]\n", ["there is no template 'chatt-8b'; did you"]),
+        (
+            "mix: {chatt-8b: 1}\nfleet: [{kind: L4}]\n",
+            ["s.yaml:1:7: mix.chatt-8b: there is no template 'chatt-8b'; did you mean 'chat-8b'"],
+        ),
+        (
+            SOUND + "runz: 3\ntenants: [{name: a, mix: {b: 1}}]\ngiven: [{tenant: a, template: c}]\n",
+            [
+                "s.yaml:4:1: runz: unknown key 'runz'",
+                "s.yaml:5:27: tenants[0].mix.b: there is no template 'b'",
+                "s.yaml:6:21: given[0].template: there is no template 'c'",
+            ],
+        ),
         ("- 1\n", ["s.yaml:1:1: a scenario is a mapping"]),
         (SOUND + "files: {arrivals: nowhere.csv}\n", ["nowhere.csv: there is no such file"]),
         (SOUND + "market: {kinds: [X9]}\n", ["there is no kind of machine 'X9'"]),
@@ -100,6 +112,55 @@ def test_a_users_arrivals_are_played_at_the_scenarios_pace(tmp_path: Path) -> No
     times = [one.at_ms / 1000 for one in planned(scenario, 1).submissions]
     assert len(times) == 30 and times[-1] == scenario.duration_s
     assert times[10] == pytest.approx(100 / 29**2 * scenario.duration_s, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"seconds\n1\nnan\n", "f.csv:3: 'nan' is no time"),
+        (b"1\n-2\n", "f.csv:2: '-2' is no time"),
+        (b"1\ninf\n", "f.csv:2: 'inf' is no time"),
+        (b"1\n3\n2\n", "f.csv:3: 2 is before the arrival above it, 3"),
+        (b"1\n2\n\xff\xfe\n", "f.csv:3: is no text in UTF-8"),
+        (b"1\n\x00\n", "f.csv:2: is no text: there is a zero byte"),
+    ],
+)
+def test_wrong_arrivals_are_told_with_their_line(
+    tmp_path: Path, data: bytes, problem: str
+) -> None:
+    (tmp_path / "f.csv").write_bytes(data)
+    with pytest.raises(SpecError) as caught:
+        planned(load_scenario("small", arrivals=str(tmp_path / "f.csv")), 1)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"gpu,on_demand\nL4,0.2\nH100,-2.5\n", "f.csv:3: bad price: '-2.5' is no price"),
+        (b"gpu,on_demand\nH100,nan\n", "f.csv:2: bad price: 'nan' is no price"),
+        (b"gpu,on_demand\nH100,\x89PNG\n", "f.csv:2: is no text in UTF-8"),
+    ],
+)
+def test_wrong_prices_are_told_with_their_line(tmp_path: Path, data: bytes, problem: str) -> None:
+    (tmp_path / "f.csv").write_bytes(data)
+    with pytest.raises(SpecError) as caught:
+        Market(load_scenario("headline", prices=str(tmp_path / "f.csv")))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"model,num_tokens\n\xff", "f.csv:2: is no text in UTF-8"),
+        (b"layer_parameters,ms,tensor_parallel,num_tokens,gpu\n1,x,1,1,L4\n", "f.csv:2: bad meas"),
+    ],
+)
+def test_wrong_profiles_are_told_with_their_line(tmp_path: Path, data: bytes, problem: str) -> None:
+    (tmp_path / "f.csv").write_bytes(data)
+    with pytest.raises(SpecError) as caught:
+        points(tmp_path / "f.csv")
+    assert problem in str(caught.value)
 
 
 def test_rented_time_is_paid_by_begun_spans() -> None:

@@ -120,7 +120,7 @@ class FakeServer:
             LeaseTask(task=task, pack=pack, line=n, checkpoint=checkpoint)
             for n, task in enumerate(tasks)
         ]
-        key = f"{actions[0].op}@1"
+        key = f"{actions[0].op}@{actions[0].version}"
         self.leases[lease] = LeaseBody(lease=lease, batch_key=key, op=actions[0].op, tasks=named)
         await self.change()
         return tasks

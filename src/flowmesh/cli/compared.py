@@ -24,7 +24,8 @@ def show_compared(run: RunPlan) -> None:
     if not fleet.places:
         say("it was planned without any worker: only the tasks were known")
         return
-    if run.status not in _SETTLED:
+    if run.status not in _SETTLED or not fleet.feasible:
+        _say_verdicts(fleet)
         return
     say(f"duration  {_both(fleet.seconds, run.seconds, 'seconds')}")
     say(f"cost      {_both(fleet.usd, run.usd, 'usd')}")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _PLUS = ("value", "path", "urgency", "fairness")
 _MINUS = ("cost", "egress", "energy", "risk")
+#: A batch counts as at least so long where options are put in order, as in `core.outlook`.
+_LEAST_S = 0.05
 _SECONDS = ("wait_s", "load_s", "fetch_s", "exec_s")
 
 
@@ -71,7 +73,7 @@ def _show_run(run: "RunExplanation") -> None:
             say(f"  {reason}")
     say()
     if run.sampled < run.decisions:
-        say(f"of {run.decisions} decisions {run.sampled} were kept with their reasons")
+        say(f"decisions kept with their reasons: {run.sampled} of {run.decisions}")
     say(f"one task:  flowmesh explain {run.run}:STEP:ROW")
 
 
@@ -84,7 +86,8 @@ def _where(places: dict[str, int]) -> str:
 def _show_task(task: "TaskExplanation") -> None:
     row = "" if task.row is None else f", row {task.row}"
     place = f" ({task.step}{row} of {task.run})" if task.run else ""
-    heading(f"task {task.task[:12]}, {task.op}: {task.status}{place}")
+    op = f", {task.op}" if task.op else ""
+    heading(f"task {task.task[:12]}{op}: {task.status}{place}")
     say()
     for line in _life(task):
         say(line)
@@ -121,13 +124,21 @@ def _life(task: "TaskExplanation") -> list[str]:
         shared = f"; this run's share {money(task.share_usd)}" if task.saved_usd else ""
         lines.append(f"cost      {money(task.usd)}{shared}")
     if len(task.runs) > 1 or task.other_tenants:
-        others = f" and runs of {task.other_tenants} other tenants" if task.other_tenants else ""
-        lines.append(f"shared by {', '.join(task.runs)}{others}")
+        others = [f"runs of {_other_tenants(task.other_tenants)}"] if task.other_tenants else []
+        own = [", ".join(task.runs)] if task.runs else []
+        lines.append(f"shared by {' and '.join([*own, *others])}")
     return lines
 
 
+def _other_tenants(count: int) -> str:
+    return f"{count} other tenant{'' if count == 1 else 's'}"
+
+
 def _clock(at_ms: int) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at_ms / 1000)) + f".{at_ms % 1000:03}"
+    """The time here, with its day if that is not today."""
+    at, now = time.localtime(at_ms / 1000), time.localtime()
+    day = "" if at[:3] == now[:3] else time.strftime("%Y-%m-%d ", at)
+    return f"{day}{time.strftime('%H:%M:%S', at)}.{at_ms % 1000:03}"
 
 
 def _show_terms(task: "TaskExplanation") -> None:
@@ -138,7 +149,9 @@ def _show_terms(task: "TaskExplanation") -> None:
     terms = [(name, getattr(task.score, name)) for name in _PLUS]
     terms += [(name, -getattr(task.score, name)) for name in _MINUS]
     rows = [(name, money(amount)) for name, amount in terms if money(amount) != money(0)]
-    say(table(("worth of the batch", "USD"), [*rows, ("net", money(task.score.usd))]))
+    rate = task.score.usd / max(task.score.seconds, _LEAST_S)
+    rows += [("net", money(task.score.usd)), ("net a second", money(rate))]
+    say(table(("worth of the batch", "USD"), rows))
 
 
 def _show_took(task: "TaskExplanation") -> None:
@@ -172,11 +185,13 @@ def _show_options(options: "list[OptionView]", *, waits: bool) -> None:
             money(_costs(one.score)),
             *(seconds(getattr(one.score, name)) for name in _SECONDS),
             money(one.score.usd),
+            money(one.score.usd / max(one.score.seconds, _LEAST_S)),
         )
         for one in options
     ]
     title = "options now" if waits else "runners-up"
-    headers = (title, "batch", "worth", "costs", "wait", "load", "fetch", "execute", "net")
+    headers = (title, "batch", "worth", "costs", "wait", "load", "fetch", "execute", "net",
+               "net a second")  # fmt: skip
     say(table(headers, rows))
 
 

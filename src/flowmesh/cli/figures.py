@@ -10,7 +10,7 @@ def money(usd: float) -> str:
     if abs(usd) < 5e-10:
         return "$0"
     if abs(usd) >= 1:
-        return f"${usd:.2f}"
+        return f"{'-' if usd < 0 else ''}${abs(usd):.2f}"
     places = min(9, max(2, 1 - floor(log10(abs(usd)))))
     return f"{'-' if usd < 0 else ''}${abs(usd):.{places}f}"
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowmesh.cli.options import App, Size, Weight, process, service
+from flowmesh.cli.options import App, Finite, Size, Weight, process, service
 from flowmesh.cli.output import emit, note, say, size, table
 
 if TYPE_CHECKING:
     from flowmesh.core.utility import Weights
 
+#: A Python process that has loaded an engine takes more, before any model.
+LEAST_MEMORY_BYTES = 100_000_000
 #: About what a cloud takes for a core with its memory: a nominal price for one's own machine.
 NOMINAL_USD_PER_HOUR = 0.05
 
@@ -22,12 +24,12 @@ _USD = click.option(
     envvar="FLOWMESH_USD_PER_HOUR",
     default=NOMINAL_USD_PER_HOUR,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     help="What a worker's machine costs.",
 )
 _MEMORY = click.option(
     "--memory",
-    type=Size(),
+    type=Size(LEAST_MEMORY_BYTES),
     help="Most memory of a worker, as 4GB; most of the machine's, shared, if not given.",
 )
 
@@ -47,11 +49,11 @@ _MEMORY = click.option(
 @click.option("--objective", default="balanced", show_default=True,
               type=click.Choice(["balanced", "cost", "latency", "energy"]),
               help="What counts, for runs that do not say it themselves.")  # fmt: skip
-@click.option("--usd-per-kwh", type=click.FloatRange(0, 1000),
+@click.option("--usd-per-kwh", type=Finite(0, 1000),
               help="Price of electricity, as far as choices go.")  # fmt: skip
-@click.option("--kg-co2-per-kwh", type=click.FloatRange(0, 1000),
+@click.option("--kg-co2-per-kwh", type=Finite(0, 1000),
               help="Carbon of electricity here.")  # fmt: skip
-@click.option("--usd-per-kg-co2", type=click.FloatRange(0, 1000),
+@click.option("--usd-per-kg-co2", type=Finite(0, 1000),
               help="Price of carbon; nothing by default.")  # fmt: skip
 @click.option("--attended", is_flag=True, hidden=True, help="Leave when the last client has gone.")
 @process
@@ -121,20 +123,20 @@ _PRICES = ("usd_per_kwh", "kg_co2_per_kwh", "usd_per_kg_co2")
               help="Batches at one time.")  # fmt: skip
 @click.option("--devices", type=click.IntRange(1, 1024),
               help="GPUs that a batch may use; those found, or 1, if not given.")  # fmt: skip
-@click.option("--stop-grace", default=20.0, show_default=True, type=click.FloatRange(0, 3600),
+@click.option("--stop-grace", default=20.0, show_default=True, type=Finite(0, 3600),
               help="Seconds that long tasks have for a checkpoint at the end.")  # fmt: skip
 @click.option("--interruptions-per-hour", default=0.01, show_default=True,
-              type=click.FloatRange(min=0, min_open=True),
+              type=Finite(min=0, min_open=True),
               help="How often this machine may be taken away.")  # fmt: skip
 @click.option("--place", envvar="FLOWMESH_PLACE", default="",
               help="Region or site of this machine; moves between may cost.")  # fmt: skip
 @click.option("--instance", envvar="FLOWMESH_INSTANCE", default="", hidden=True,
               help="The rented machine that this is, as the server named it.")  # fmt: skip
-@click.option("--slowdown", default=1.0, type=click.FloatRange(1, 1000), hidden=True,
+@click.option("--slowdown", default=1.0, type=Finite(1, 1000), hidden=True,
               help="Take this many times as long, by idling; for tests.")  # fmt: skip
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), hidden=True,
               help="The server's store, where it is on this machine.")  # fmt: skip
-@click.option("--exit-when-orphaned", type=click.FloatRange(min=0, min_open=True),
+@click.option("--exit-when-orphaned", type=Finite(min=0, min_open=True),
               help="Leave after so many seconds without a server; never by default.")  # fmt: skip
 @process
 def worker(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,12 @@ WEIGHT_LIMIT = 1000
 
 
 class Size(click.ParamType[int, str | int]):
-    """Bytes: a number, or one with a unit: 512MB, 4GiB."""
+    """Bytes: a number, or one with a unit: 512MB, 4GiB; at least `least` of them."""
 
     name = "size"
+
+    def __init__(self, least: int = 0) -> None:
+        self._least = least
 
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
@@ -85,9 +89,25 @@ class Size(click.ParamType[int, str | int]):
         if isinstance(value, int):
             return value
         try:
-            return size_bytes(value)
+            found = size_bytes(value)
         except ValueError as error:
             self.fail(str(error))
+        if found < self._least:
+            least = f"expected at least {self._least // 10**6} MB, as 4GB"
+            self.fail(f"{value!r} is {found} bytes, which hold nothing: {least}", param, ctx)
+        return found
+
+
+class Finite(click.FloatRange):
+    """A number within bounds, and a number: neither nan nor inf."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not isfinite(number):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return number
 
 
 class Weight(click.ParamType[tuple[str, float], str | tuple[str, float]]):

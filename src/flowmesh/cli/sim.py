@@ -1,12 +1,13 @@
 """`flowmesh sim`: scenarios on a virtual clock, with the control plane that a server runs."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from flowmesh.cli.options import App, Commands, local
-from flowmesh.cli.output import emit, heading, say, table, usd
+from flowmesh.cli.output import emit, heading, note, say, table
 
 if TYPE_CHECKING:
     from flowmesh.sim.report import Latency, Report
@@ -22,8 +23,7 @@ def sim() -> None:
     Exit status: 0 done, 2 the request was wrong.
 
     \b
-    Example: flowmesh sim list
-             flowmesh sim run small
+    Example: flowmesh sim run small
     """
 
 
@@ -59,6 +59,9 @@ def run(
     from flowmesh.sim.scenario import load_scenario
 
     register_all()
+    folder = os.environ.get("FLOWMESH_DATA", "")
+    if folder and not Path(folder).is_dir():
+        note(f"$FLOWMESH_DATA is {folder}, which is no folder: no trace is read")
     loaded = load_scenario(_path(scenario), prices, arrivals, profiles)
     report = simulate(loaded, policy, seed)
     if app.as_json:
@@ -112,15 +115,17 @@ def _show(report: "Report") -> None:
 
 
 def _lines(report: "Report") -> list[tuple[str, str]]:
+    from flowmesh.cli.figures import money
+
     tasks = report.tasks
     saved = tasks.reused + tasks.joined
     by_kind = sorted(report.usd_by_kind.items(), key=lambda item: -item[1])
-    kinds = ", ".join(f"{kind} {usd(amount)}" for kind, amount in by_kind if amount)
+    kinds = ", ".join(f"{kind} {money(amount)}" for kind, amount in by_kind if amount)
     deadlines = report.deadlines_met
     possible = report.prefix_tokens_possible
     sources = ", ".join(f"{name} {told}" for name, told in report.data.items())
     return [
-        ("cost", f"{usd(report.usd)}  ({kinds})"),
+        ("cost", f"{money(report.usd)}  ({kinds})"),
         ("energy", f"{report.joules / 3.6e6:.2f} kWh"),
         ("latency of runs", _latency(report.latency)),
         ("makespan", _seconds(report.makespan_s)),

@@ -72,9 +72,11 @@ def _show_running(view: RunView) -> None:
 
 def _show_limits(view: RunView) -> None:
     """How it stands against its budget and its deadline."""
+    from flowmesh.cli.figures import money
+
     if view.budget_usd:
-        held = f"; {usd(view.held_usd)} more held for what runs" if view.held_usd else ""
-        say(f"spent {usd(view.cost_usd)} of {usd(view.budget_usd)}{held}")
+        held = f"; {money(view.held_usd)} more held for what runs" if view.held_usd else ""
+        say(f"spent {money(view.cost_usd)} of {money(view.budget_usd)}{held}")
     if view.deadline_ms:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.deadline_ms / 1000))
         words = {None: "is ahead", True: "was met", False: "was missed"}

@@ -3,11 +3,13 @@
 Settled runs and their steps leave the state at once; the read models keep them.
 """
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import assert_never
 
 from flowmesh.base.ids import RunId, StepId, TenantId, WorkerId
 from flowmesh.base.replacing import replace
-from flowmesh.core import arrivals, checkpoints, learning, money, renting, tasks
+from flowmesh.core import arrivals, checkpoints, learning, money, renting, results, tasks
 from flowmesh.core.decisions import (
     Decision,
     GrantLease,
@@ -318,9 +320,7 @@ def _worker_synced(state: State, event: WorkerSynced) -> None:
         )
     )
     renting.heard(state, state.workers[event.worker])
-    for result in event.results:
-        learning.learn(state, result, event.worker)
-        tasks.reported(state, result, event.worker)
+    results.take(state, event.results, event.worker)
     _fail_steps_with_failures(state)
     if event.leaving:
         _remove_worker(state, event.worker, counts=False)
@@ -342,38 +342,42 @@ def _grant_lease(state: State, choice: GrantLease) -> None:
     state.next_lease += 1
     worker = state.workers[choice.worker]
     assert worker.takes_work, worker
+    batch = [state.tasks[task_id] for task_id in choice.tasks]
     lease = Lease(
         choice.lease,
         choice.worker,
         choice.batch_key,
         choice.tasks,
         state.now_ms,
-        tuple(state.tasks[task_id].checkpoint for task_id in choice.tasks),
+        tuple([task.checkpoint for task in batch]),
         choice.expected,
         worker.device.kind,
     )
     state.leases[lease.id] = lease
     state.lease_left[lease.id] = dict.fromkeys(choice.tasks)
     state.put_worker(replace(worker, leases=(*worker.leases, lease.id)))
-    runs: dict[RunId, None] = {}
-    for task_id in choice.tasks:
-        tasks.leased(state, task_id, lease.id)
-        runs |= dict.fromkeys(money.waiting_runs(state, task_id))
-    _charge(state, choice)
-    money.granted(state, lease)
+    tasks.leased(state, batch, lease.id)
+    waiting = [money.waiting_runs(state, task_id) for task_id in choice.tasks]
+    _charge(state, choice, [task.spec.work for task in batch], waiting)
+    money.granted(state, lease, waiting)
+    runs = dict.fromkeys(chain.from_iterable(waiting))
     state.changes.granted.append((lease, tuple(runs)))
 
 
-def _charge(state: State, choice: GrantLease) -> None:
+def _charge(
+    state: State,
+    choice: GrantLease,
+    amounts: list[float],
+    waiting: Sequence[tuple[RunId, ...]],
+) -> None:
     """Virtual time: what each task should cost, by its work, for the tenants that wait for it."""
-    amounts = [state.tasks[task_id].spec.work for task_id in choice.tasks]
     total = sum(amounts)
     if not total:
         amounts, total = [1.0] * len(amounts), float(len(amounts))
     charged: dict[TenantId, float] = {}
-    for task_id, amount in zip(choice.tasks, amounts, strict=True):
-        runs = money.waiting_runs(state, task_id)
-        usd = choice.expected.reference_usd * amount / total / len(runs)
+    whole_usd = choice.expected.reference_usd
+    for runs, amount in zip(waiting, amounts, strict=True):
+        usd = whole_usd * amount / total / len(runs)
         for run in runs:
             tenant = state.runs[run].tenant
             charged[tenant] = charged.get(tenant, 0.0) + usd

@@ -17,6 +17,8 @@ from flowmesh.core.utility import PRESETS, Score, Weights
 
 #: Numbers of machines of one offer that are weighed against each other.
 COUNTS = np.array([1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64])
+#: How much counts that other machines are spared: they may well begin the work before.
+SPARED = 0.5
 #: Seconds of work that an interruption destroys beside the start of another machine.
 REDO_S = 30.0
 #: Least worth of work, in reference costs as weighted: nothing is left undone for ever.
@@ -212,7 +214,7 @@ class _Table:
         )
         work_s = np.where(np.isfinite(market.on_kinds), market.on_kinds, 0.0)
         elsewhere = (share * work_s * paid).sum(axis=1)[:, None, None]
-        self.saved = weights.cost * elsewhere * np.clip(spared, 0.0, 1.0)
+        self.saved = SPARED * weights.cost * elsewhere * np.clip(spared, 0.0, 1.0)
         watts = np.array([roofline.watts(one.device) for one in market.offers])[None, :, None]
         per_kwh = weights.usd_per_kwh + weights.kg_co2_per_kwh * weights.usd_per_kg_co2
         kwh = watts * counts * self.end_s / _JOULES_PER_KWH

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmesh.base.ids import InstanceId, StepId, WorkerId
+from flowmesh.base.ids import InstanceId, LeaseId, StepId, WorkerId
 from flowmesh.core import arrivals, estimate, needs, pool
 from flowmesh.core.estimate import Amounts, Coefficients
 from flowmesh.core.fleet import Device, InstanceStatus, Offer, Worker
@@ -29,6 +29,8 @@ KINDS = 48
 STALE = 1.25
 #: Tasks of a key that stand for all who wait for it.
 HEADS = 16
+#: Share of an estimate's doubt that is added to it: kinds that are known come first.
+DOUBT = 0.5
 #: For so long predicted load times are kept.
 LOADS_MS = 60_000
 #: How much a task counts that is foreseen.
@@ -177,12 +179,16 @@ class Backlog:
         """
         table = np.full((len(groups), len(workers)), np.inf)
         for row, group in enumerate(groups):
+            alike: dict[tuple[object, ...], float] = {}
             for column, worker in enumerate(workers):
-                if feasible(group, worker):
-                    table[row, column] = sum(
-                        load.tasks * self._per_task_s(state, group, load, worker, predict).seconds
-                        for load in group.loads
-                    )
+                name = _name(worker)
+                if name not in alike:
+                    alike[name] = np.inf
+                    if feasible(group, worker):
+                        known = self._each(state, group, worker, predict)
+                        pairs = zip(group.loads, known, strict=True)
+                        alike[name] = sum(load.tasks * one.seconds for load, one in pairs)
+                table[row, column] = alike[name]
         return table
 
     def spread(
@@ -199,23 +205,28 @@ class Backlog:
         """
         table = np.ones((len(groups), len(workers), len(counts)))
         for row, group in enumerate(groups):
+            tasks = np.array([load.tasks for load in group.loads])[:, None]
+            most = np.array([load.batch for load in group.loads])[:, None]
+            rows = np.maximum(1.0, np.minimum(most, tasks))
+            shorter = tasks * (1 / np.clip(tasks / counts, 1.0, rows) - 1 / rows)
+            shorter *= rows / np.maximum(rows - 1, 1.0)
+            alike: dict[tuple[object, ...], Table] = {}
             for column, worker in enumerate(workers):
-                if not feasible(group, worker):
-                    continue
-                known = [
-                    self._per_task_s(state, group, load, worker, predict) for load in group.loads
-                ]
-                tasks = np.array([load.tasks for load in group.loads])[:, None]
-                most = np.array([load.batch for load in group.loads])[:, None]
-                full_s = np.array([one.seconds for one in known])[:, None]
-                alone_s = np.array([one.alone_s for one in known])[:, None]
-                rows = np.maximum(1.0, np.minimum(most, tasks))
-                each = np.clip(tasks / counts, 1.0, rows)
-                # A batch takes so much, and so much more for each of its tasks.
-                fixed_s = (alone_s - full_s) * rows / np.maximum(rows - 1, 1.0)
-                apart = (tasks * (full_s + fixed_s * (1 / each - 1 / rows))).sum(axis=0)
-                table[row, column] = np.maximum(1.0, apart / (tasks * full_s).sum())
+                name = _name(worker)
+                if name not in alike:
+                    alike[name] = np.ones(len(counts))
+                    if feasible(group, worker):
+                        known = self._each(state, group, worker, predict)
+                        full_s = np.array([one.seconds for one in known])
+                        # A batch takes so much, and so much more for each of its tasks.
+                        fixed_s = np.array([one.alone_s for one in known]) - full_s
+                        more = fixed_s @ shorter / (full_s @ tasks[:, 0])
+                        alike[name] = np.maximum(1.0, 1 + more)
+                table[row, column] = alike[name]
         return table
+
+    def _each(self, state: State, group: Group, worker: Worker, predict: Predict) -> list[_Known]:
+        return [self._per_task_s(state, group, load, worker, predict) for load in group.loads]
 
     def load_s(self, state: State, groups: list[Group], devices: list[Device]) -> Table:
         """`[groups, devices]`: seconds until a machine that holds nothing is warm."""
@@ -257,6 +268,20 @@ class Backlog:
             )
             known = self._known[name] = _Known(full, max(full, alone), fit, load)
         return known
+
+
+def _name(worker: Worker) -> tuple[object, ...]:
+    """Workers of one name are equal in what fits them and how long it takes."""
+    device = worker.device
+    return (
+        device.kind,
+        device.flops_per_s,
+        device.memory_bytes,
+        worker.runtimes,
+        worker.devices,
+        worker.memory_bytes,
+        worker.place,
+    )
 
 
 def _is_stale(known: _Known, fit: Fit | None, load: Load) -> bool:
@@ -344,10 +369,11 @@ def _per_task_s(
         tokens = estimate.expected_output(state, load.batch_key, limit)
         longest = estimate.longest_output(state, load.batch_key, limit, rows)
         at_once = estimate.concurrency(demand, device, load.prompt_tokens + tokens)
-        steps = float(np.max(estimate.decode_steps(longest, tokens * rows, at_once)))
+        steps = float(np.max(estimate.decode_steps(longest, tokens * rows, at_once, rows)))
     work = 0.0 if demand.flops_per_token else load.work * rows
     amounts = Amounts(load.prompt_tokens * rows, steps, tokens * rows, work)
-    return max(float(coefficients.exec_s(amounts)) / rows, 1e-6)
+    doubted = 1 + DOUBT * coefficients.sigma
+    return max(doubted * float(coefficients.exec_s(amounts)) / rows, 1e-6)
 
 
 def demand_load_s(state: State, demand: Demand, device: Device) -> float:
@@ -379,7 +405,7 @@ def kinds(state: State) -> list[Kind]:
     found: dict[tuple[object, ...], list[tuple[Worker, float, float, InstanceId]]] = {}
     for worker in state.workers.values():
         if not worker.draining:
-            taken_s = sum(_left_s(state, worker, number) for number in range(len(worker.leases)))
+            taken_s = sum([_left_s(state, lease) for lease in worker.leases])
             rented = worker.instance if worker.instance in state.instances else InstanceId("")
             found.setdefault(_like(worker), []).append((worker, taken_s, 0.0, rented))
     for instance in state.instances.values():
@@ -392,8 +418,7 @@ def kinds(state: State) -> list[Kind]:
 
 
 def _like(worker: Worker) -> tuple[object, ...]:
-    price, device = worker.usd_per_hour, worker.device
-    return device, price, worker.runtimes, worker.devices, worker.memory_bytes, worker.slots
+    return (*_name(worker), worker.usd_per_hour, worker.slots)
 
 
 def _kind(part: list[tuple[Worker, float, float, InstanceId]]) -> Kind:
@@ -407,11 +432,11 @@ def _kind(part: list[tuple[Worker, float, float, InstanceId]]) -> Kind:
     )
 
 
-def _left_s(state: State, worker: Worker, number: int) -> float:
+def _left_s(state: State, lease_id: LeaseId) -> float:
     """What a lease should still take; a tenth of what was expected once it is late."""
-    lease = state.leases[worker.leases[number]]
-    gone_s = (state.now_ms - lease.granted_ms) / 1000
-    return max(lease.expected.total_s - gone_s, 0.1 * lease.expected.total_s)
+    lease = state.leases[lease_id]
+    total_s = lease.expected.total_s
+    return max(total_s - (state.now_ms - lease.granted_ms) / 1000, 0.1 * total_s)
 
 
 def soon(state: State, lead_s: float) -> dict[str, float]:

@@ -3,7 +3,7 @@
 It is a cache: whoever meets a state for the first time builds it from the state alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from flowmesh.base.ids import LeaseId, WorkerId
 from flowmesh.base.replacing import replace
-from flowmesh.core import pool, rows
+from flowmesh.core import arrivals, estimate, pool, rows
 from flowmesh.core.decisions import GrantLease
 from flowmesh.core.fleet import Worker
-from flowmesh.core.groups import Group, Groups
+from flowmesh.core.groups import Group, Groups, without
 from flowmesh.core.options import Batch
+from flowmesh.core.records import Demand
 from flowmesh.core.rows import Floats, Row
 from flowmesh.core.state import State
-from flowmesh.core.story import RUNNERS_UP, Alternative, Explained
+from flowmesh.core.story import RUNNERS_UP, Alternative, Explained, Reasons
 from flowmesh.core.table import REASONS, WARM, Table
 from flowmesh.core.turns import Turns
 from flowmesh.core.utility import PRESETS, Knobs, Option, Score, Weights, priced_as
@@ -63,6 +64,12 @@ class Board:
         self._at: list[Row | None] = []
         self._by_batch_key: dict[str, dict[str, Row]] = {}
         self._columns = 0
+        self._loads_s: dict[tuple[str, int], float] = {}
+        #: Rates of the cells that may still be chosen, as `cells` goes on.
+        self._open: Floats = np.zeros((0, 0, 3))
+        #: What was worked out since the last look.
+        self._backlog_s: float | None = None
+        self._options: dict[tuple[int, int, int, float], Option] = {}
         #: Virtual time of the tenants that wait, when rows were last scored.
         self.mean_usd = 0.0
         self._scored_ms = -inf
@@ -77,7 +84,7 @@ class Board:
 
     def look(self, state: State) -> None:
         """Take in all that has changed since the last look."""
-        touched = state.touched
+        touched, self._backlog_s, self._options = state.touched, None, {}
         workers: Iterable[WorkerId] = touched.workers
         keys: dict[str, None] = touched.ready
         first = state is not self._state
@@ -96,8 +103,8 @@ class Board:
         dirty = dict.fromkeys(key for key in (*keys, *learnt) if key in state.ready)
         for name in [name for name in keys if name not in state.ready and name in self.rows]:
             self._drop(state, self.rows[name])
-        self._look_at_keys(state, dirty, learnt)
-        self._score(state, list(self.rows) if late else list(dirty))
+        grown = self._look_at_keys(state, dirty, learnt)
+        self._score(state, list(self.rows if late or grown else dirty))
         touched.ready.clear()
         touched.workers.clear()
         touched.estimates.clear()
@@ -130,17 +137,23 @@ class Board:
 
     def backlog_s(self, state: State, cell: Cell) -> float:
         """How long all workers together have to do with what is ready beside a cell's batch."""
-        seconds = sum(row.count * row.task_usd / row.usd_per_s for row in self.rows.values())
+        if self._backlog_s is None:
+            rows = self.rows.values()
+            self._backlog_s = sum(row.count * row.task_usd / row.usd_per_s for row in rows)
         own_s = cell.size * cell.row.task_usd / cell.row.usd_per_s
-        return max(0.0, seconds - own_s) / max(len(state.workers), 1)
+        return max(0.0, self._backlog_s - own_s) / max(len(state.workers), 1)
 
     def option(
         self, state: State, row: Row, group: Group, level: int, tasks: float, wait_s: float
     ) -> Option:
         """So many mean tasks of a row on a group's worker that is free after `wait_s`."""
-        behind = self.turns.behind(state, row.neediest, self.mean_usd)
-        now = (self.of(row.objective), state.now_ms, behind)
-        return replace(self.table.option(row, group, level, tasks, now), wait_s=wait_s)
+        what = (row.index, group.column, level, tasks)
+        known = self._options.get(what)
+        if known is None:
+            behind = self.turns.behind(state, row.neediest, self.mean_usd)
+            now = (self.of(row.objective), state.now_ms, behind)
+            known = self._options[what] = self.table.option(row, group, level, tasks, now)
+        return replace(known, wait_s=wait_s) if wait_s else known
 
     def _look_at_workers(self, state: State, workers: Iterable[WorkerId]) -> None:
         for group, worker, warm in self.groups.look(state, workers):
@@ -165,10 +178,13 @@ class Board:
         names: dict[str, None] = {}
         for batch_key in batch_keys:
             self.table.forget(batch_key)
+            for key in [key for key in self._loads_s if key[0] == batch_key]:
+                del self._loads_s[key]
             names |= dict.fromkeys(self._by_batch_key.get(batch_key, ()))
         return names
 
-    def _look_at_keys(self, state: State, dirty: dict[str, None], learnt: dict[str, None]) -> None:
+    def _look_at_keys(self, state: State, dirty: dict[str, None], learnt: dict[str, None]) -> bool:
+        """Whether there are new columns, so that all rows must be scored."""
         fresh = [name for name in dirty if name not in self.rows]
         for name in fresh:
             self._add(state, name)
@@ -176,12 +192,13 @@ class Board:
         columns = self.groups.columns
         for group in columns if everything else columns[self._columns :]:
             self.table.column(group)
-        again = self.rows if everything or len(columns) > self._columns else dirty
-        for name in again:
+        grown = everything or len(columns) > self._columns
+        for name in self.rows if grown else dirty:
             row = self.rows[name]
-            anew = everything or len(columns) > self._columns or name in learnt or name in fresh
+            anew = grown or name in learnt or name in fresh
             self._measure(state, row, anew=anew)
         self._columns = len(columns)
+        return grown
 
     def _add(self, state: State, name: str) -> None:
         index = next((at for at, row in enumerate(self._at) if row is None), len(self._at))
@@ -226,42 +243,70 @@ class Board:
             row = self.rows[name]
             by_objective.setdefault(row.objective, []).append(row)
         spread = self._spread()
+        for group in self.groups.columns:
+            self.table.displaces(group, self._least_again_s(state, group))
         for objective, alike in by_objective.items():
             behind = [self.turns.behind(state, row.neediest, mean_usd) for row in alike]
             at = [row.index for row in alike]
             weights = self.of(objective)
             self.table.score(at, weights, state.now_ms, spread, np.array(behind))
 
+    def _least_again_s(self, state: State, group: Group) -> float:
+        if group.bare or not group.idle:
+            return 0.0
+        return min(self.again_s(state, group, batch_key) for batch_key in group.warm)
+
+    def again_s(self, state: State, group: Group, batch_key: str) -> float:
+        """What it costs to lose an engine: the time to load it again, if it is wanted again."""
+        if not self.knobs.locality:
+            return 0.0
+        known = self._loads_s.get((batch_key, group.column))
+        if known is None:
+            demand = state.demands.get(batch_key) or Demand()
+            known = estimate.load_s(state, demand, group.device)
+            self._loads_s[batch_key, group.column] = known
+        if not known or self._by_batch_key.get(batch_key):
+            return known
+        return known * known / (known + arrivals.next_s(state, batch_key))
+
+    def displaced_s(self, state: State, worker: Worker, row: Row) -> float:
+        """The same of what a worker would lose for a row: at best the least of its engines."""
+        group = self.groups.group_of(worker.id)
+        if row.batch_key in worker.warm:
+            return 0.0
+        return min((self.again_s(state, group, one) for one in worker.warm), default=0.0)
+
     def _spread(self) -> Floats:
         """For each column, idle workers that one row may count on."""
         idle = np.array([len(group.idle) for group in self.groups.columns], dtype=float)
-        spread = np.ones(self.table.until_ms.shape[1])
-        spread[: len(idle)] = np.maximum(1.0, idle // max(len(self.rows), 1))
+        spread: Floats = np.maximum(1.0, idle // max(len(self.rows), 1))
         return spread
 
     def cells(self, state: State) -> Iterator[Cell]:
         """Cells with idle workers, in the order in which they should be tried."""
-        rates = self._rates(state)
+        rates = self._open = self._rates(state)
+        best = rates.max(axis=(1, 2), initial=-np.inf).tolist()
         if self.knobs.fairness:
             for tenant in self.turns.owed(state):
-                for at in self._best(rates, sorted(self.turns.rows(tenant))):
-                    yield self._cell(at, rates)
-                    rates[at] = -np.inf
-        for at in self._best(rates, None):
+                yield from self._best(rates, best, sorted(self.turns.rows(tenant)))
+        yield from self._best(rates, best, range(len(best)))
+
+    def _best(self, rates: Floats, best: list[float], of_rows: Sequence[int]) -> Iterator[Cell]:
+        """Cells of some rows, the best first; of equal ones the first by name.
+
+        `best` is the best rate by row. What is yielded is tried: its rate is taken away.
+        """
+        while of_rows and (most := max([best[row] for row in of_rows])) > -np.inf:
+            ties = [
+                (row, int(column), int(level))
+                for row in of_rows
+                if best[row] == most
+                for column, level in np.argwhere(rates[row] == most)
+            ]
+            at = min(ties, key=self._order)
             yield self._cell(at, rates)
             rates[at] = -np.inf
-
-    def _best(self, rates: Floats, of_rows: list[int] | None) -> Iterator[tuple[int, int, int]]:
-        """Places of the finite rates, the best first; of equal ones the first by name."""
-        while True:
-            some = rates if of_rows is None else rates[of_rows]
-            best = some.max() if some.size else -np.inf
-            if best == -np.inf:
-                return
-            ties = [(int(r), int(g), int(v)) for r, g, v in np.argwhere(some == best)]
-            if of_rows is not None:
-                ties = [(of_rows[r], g, v) for r, g, v in ties]
-            yield min(ties, key=self._order)
+            best[at[0]] = float(rates[at[0]].max())
 
     def _order(self, at: tuple[int, int, int]) -> tuple[int, str, object]:
         row = self._at[at[0]]
@@ -285,9 +330,9 @@ class Board:
         waits = table.until_ms[table.has & (table.until_ms > state.now_ms)]
         return int(waits.min()) if waits.size else None
 
-    def regret(self, worker: Worker, row: Row) -> tuple[int, int]:
+    def regret(self, warm: Sequence[str], row: Row) -> tuple[int, int]:
         """What is lost if a worker turns to another key: engines that ready tasks want, others."""
-        others = [one for one in worker.warm if one != row.batch_key]
+        others = [one for one in warm if one != row.batch_key]
         wanted = sum(bool(self._by_batch_key.get(one)) for one in others)
         return wanted, len(others)
 
@@ -303,9 +348,11 @@ class Board:
             self.worths.granted(state.steps[step_id], step_usd)
 
     def explained(self, state: State, cell: Cell, choice: GrantLease) -> Explained:
-        """A grant, the best of what else could have been granted, and what could not be."""
-        table, weights = self.table, self.of(cell.row.objective)
-        rates = self._rates(state)
+        """A grant, the best of what else could have been granted, and what could not be.
+
+        `cell` is the last that `cells` has given.
+        """
+        rates = self._open
         rates[cell.row.index, cell.group.column, cell.level] = -np.inf
         possible = np.flatnonzero(rates > -np.inf)
         count = min(RUNNERS_UP, possible.size)
@@ -314,39 +361,53 @@ class Board:
         spots = [part.tolist() for part in np.unravel_index(possible, rates.shape)]
         places: list[tuple[int, int, int]] = list(zip(*spots, strict=True))
         places.sort(key=lambda at: (-rates[at], self._order(at)))
-        scores = table.scores(places, weights, state.now_ms) if places else []
-        return Explained(
-            choice,
-            tuple(map(self._alternative, places, scores)),
-            self._excluded(state),
-            tuple(self.waits[name] for name in sorted(self.waits)[:HELD_LIMIT]),
-        )
+        others = [self._alternative(at) for at in places]
+        weights = self.of(cell.row.objective)
+        scores = self.table.scores(places, weights, state.now_ms) if places else list[Score]
+        excluded, waits = self._excluded(), dict(self.waits)
 
-    def _alternative(self, at: tuple[int, int, int], score: Score) -> Alternative:
+        def tell() -> Reasons:
+            return Reasons(
+                tuple(replace(one, score=it) for one, it in zip(others, scores(), strict=True)),
+                excluded(),
+                tuple(waits[name] for name in sorted(waits)[:HELD_LIMIT]),
+            )
+
+        return Explained(choice, tell)
+
+    def _alternative(self, at: tuple[int, int, int]) -> Alternative:
+        """What the best batch of a cell is, but for its score."""
         row, group = self._at[at[0]], self.groups.columns[at[1]]
         assert row is not None, at
-        workers = group.warm[row.batch_key] if at[2] == WARM else group.idle
+        warm = group.warm.get(row.batch_key, {})
+        workers = warm if at[2] == WARM else without(group.idle, warm)
         worker = next(iter(workers)) if len(workers) == 1 else ""
-        return Alternative(row.batch_key, worker, group.device.kind, self.table.size(at), score)
+        return Alternative(row.batch_key, worker, group.device.kind, self.table.size(at), Score())
 
-    def _excluded(self, state: State) -> dict[str, int]:
-        """Pairs of a ready key and a group of workers that are impossible now, by reason."""
-        at = [row.index for row in self.rows.values()]
+    def _excluded(self) -> Callable[[], dict[str, int]]:
+        """What tells the pairs of a ready key and a group of workers that are impossible now."""
         groups = [group for group in self.groups.columns if group.members]
         columns = [group.column for group in groups]
-        why = self.table.why[np.ix_(at, columns)]
-        counts = {
-            reason: int(np.count_nonzero(why == place))
-            for place, reason in enumerate(REASONS)
-            if reason
-        }
-        fit = np.count_nonzero(why == 0, axis=0)
-        for group, pairs in zip(groups, fit, strict=True):
-            if not group.idle:
-                reason = "draining" if group.draining == group.members else "busy"
-                counts[reason] = counts.get(reason, 0) + int(pairs)
-        counts["held"] = len(self.waits)
-        return {reason: count for reason, count in counts.items() if count}
+        busy = [
+            "" if group.idle else "draining" if group.draining == group.members else "busy"
+            for group in groups
+        ]
+        why, held = self.table.why[: len(self._at), columns], len(self.waits)
+
+        def tell() -> dict[str, int]:
+            """Numbers of pairs by reason."""
+            counts = {
+                reason: int(np.count_nonzero(why == place))
+                for place, reason in enumerate(REASONS)
+                if reason
+            }
+            for reason, pairs in zip(busy, np.count_nonzero(why == 0, axis=0), strict=True):
+                if reason:
+                    counts[reason] = counts.get(reason, 0) + int(pairs)
+            counts["held"] = held
+            return {reason: count for reason, count in counts.items() if count}
+
+        return tell
 
     def _rates(self, state: State) -> Floats:
         """Of cells with idle workers for which nothing better is waited for; a copy."""

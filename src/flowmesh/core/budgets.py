@@ -181,8 +181,7 @@ def _takes(purse: Purse, task_id: TaskId, usd: float, refused: dict[RunId, None]
 
 def alone_usd(state: State, task: Task, worker: Worker) -> float:
     """What a batch of one task should cost at most on a worker."""
-    batch = options.Batch()
-    batch.add(task, 0.0)
+    batch = options.Batch((task,), (0.0,))
     return float(upper_usd(options.expected(state, batch, worker, KNOBS)[0]))
 
 
@@ -297,13 +296,18 @@ def _next_look_ms(state: State, run: Run) -> int:
     if _growth_usd_per_s(state, run):
         left = max(0.0, run.budget_usd - run.spent_usd - running_usd(state, run))
         seconds = left / sum(rates.values())
-        return state.now_ms + max(LOOK_MS, int(seconds * 1000) - AHEAD_MS)
+        return state.now_ms + max(LOOK_MS, _ms(seconds) - AHEAD_MS)
     outgrow_ms = [
-        state.leases[lease].granted_ms + int((hold.usd + hold.paid_usd) / rates[lease] * 1000)
+        state.leases[lease].granted_ms + _ms((hold.usd + hold.paid_usd) / rates[lease])
         for lease, hold in mine.items()
         if rates[lease] > 0
     ]
     return max(state.now_ms + LOOK_MS, min(outgrow_ms, default=state.now_ms + DAY_MS))
+
+
+def _ms(seconds: float) -> int:
+    """Of a span; at most a day, as a price may be next to nothing."""
+    return int(min(seconds * 1000, DAY_MS))
 
 
 def _least_out_of_reach_usd(state: State, run: Run, alone: Alone) -> float | None:

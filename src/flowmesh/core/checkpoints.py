@@ -6,7 +6,6 @@ runs it next. Only where a lease could not read the one that it was given does i
 its beginning again. It outlives the task: who asks for the same work later goes on from it.
 """
 
-
 from flowmesh.base.ids import LeaseId, TaskId, WorkerId
 from flowmesh.base.replacing import replace
 from flowmesh.core.events import ProgressForgotten, TaskProgressed

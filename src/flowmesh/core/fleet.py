@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 
 from flowmesh.base.ids import InstanceId, LeaseId, OfferId, WorkerId
+from flowmesh.base.replacing import replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,15 @@ class Device:
     fetch_bytes_per_s: float = 0.0
     idle_w: float = 0.0
     busy_w: float = 0.0
+
+    def believable(self) -> "Device":
+        """The same without rates that no machine has: beside real ones they overflow.
+
+        What is not finite, or less than 1 a second, is not known.
+        """
+        names = ("flops_per_s", "bandwidth_bytes_per_s", "load_bytes_per_s", "fetch_bytes_per_s")
+        wrong = {name: 0.0 for name in names if not 1 <= getattr(self, name) < inf}
+        return replace(self, **wrong) if wrong else self
 
 
 @dataclass(frozen=True, slots=True)

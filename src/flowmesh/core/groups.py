@@ -183,3 +183,8 @@ def _discard(sets: dict[str, dict[WorkerId, None]], name: str, worker: WorkerId)
         members.pop(worker, None)
         if not members:
             del sets[name]
+
+
+def without(workers: dict[WorkerId, None], others: dict[WorkerId, None]) -> dict[WorkerId, None]:
+    """`workers` but for `others`, in order."""
+    return {one: None for one in workers if one not in others} if others else workers

@@ -63,8 +63,8 @@ def _warm(state: State, board: Board, cell: Cell) -> Hold | None:
     lease_id = min(ends, key=lambda one: (ends[one], one))
     group = board.groups.group_of(state.leases[lease_id].worker)
     each_s = board.table.each_s(row, group)
-    # With a backlog, one more engine would take its share of it, and not this batch alone.
-    tasks = max(float(cell.size), row.count / (len(ends) + 1))
+    # What goes now would otherwise come last: a deep backlog opens one more engine.
+    tasks = float(cell.size)
     ahead_s = max(0.0, row.count - tasks) * each_s / len(ends)
     wait_s = _free_s(state, lease_id, ends[lease_id]) + ahead_s
     return _wait(state, board, cell, (group, WARM), tasks, wait_s)

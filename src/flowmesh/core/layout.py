@@ -31,6 +31,7 @@ class Ahead:
             one batch have in common.
         output_tokens: the most that a task may generate.
         doubt: standard deviation of `tasks`, relative to it.
+        unsure: share of `tasks` that may turn out to be done already.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Ahead:
     output_tokens: int = 0
     work: float = 1.0
     doubt: float = 0.0
+    unsure: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +89,6 @@ class StepForecast:
     where: Mapping[str, int] = field(default_factory=dict)
     why_not: Mapping[str, int] = field(default_factory=dict)
     impossible: bool = False
-
-
-def why_not(worker: Worker, asked: needs.Needs, demand: Demand, tokens: float) -> str:
-    """What keeps a worker from ever running such tasks, in words; empty if nothing does.
-
-    `tokens` are those of one row, read and written.
-    """
-    if asked.runtime not in worker.runtimes:
-        return f"does not offer {asked.runtime}"
-    if asked.devices > worker.devices:
-        return f"has {worker.devices} of {asked.devices} devices"
-    if not needs.fits(worker, asked):
-        return f"has too little memory: a task takes {asked.memory_bytes / 1e9:.1f} GB"
-    if not estimate.fits(demand, worker.device, tokens):
-        room, needed = worker.device.memory_bytes / 1e9, demand.weights_bytes / 1e9
-        return f"has {room:.1f} GB on its device, too few for the model's {needed:.1f} GB"
-    return ""
 
 
 @dataclass(slots=True)
@@ -322,7 +307,7 @@ class Layout:
 
 
 def _why_not(worker: Worker, step: Ahead) -> str:
-    return why_not(worker, step, step.demand, step.prompt_tokens + step.output_tokens)
+    return needs.why_not(worker, step, step.demand, step.prompt_tokens + step.output_tokens)
 
 
 def _size(sizes: NDArray[np.float64], rates: NDArray[np.float64], left: int, idle: int) -> int:
@@ -351,7 +336,8 @@ def _amounts(state: State, step: Ahead, device: Device, sizes: NDArray[np.float6
     prompts = step.prompt_tokens * sizes - shared
     if not limit:
         return Amounts(prompt_tokens=prompts)
-    at_once = estimate.concurrency(step.demand, device, step.prompt_tokens + limit)
-    outputs = estimate.expected_output(state, key, limit) * sizes
+    each = estimate.expected_output(state, key, limit)
+    at_once = estimate.concurrency(step.demand, device, step.prompt_tokens + each)
+    outputs = each * sizes
     longest = np.asarray(estimate.longest_output(state, key, limit, sizes))
-    return Amounts(prompts, estimate.decode_steps(longest, outputs, at_once), outputs)
+    return Amounts(prompts, estimate.decode_steps(longest, outputs, at_once, sizes), outputs)

@@ -4,6 +4,7 @@ Called by `apply` for each result before it is taken. Only what the lease that h
 says of a success counts.
 """
 
+from collections.abc import Sequence
 from math import log
 from typing import TypeVar
 
@@ -50,7 +51,8 @@ def learn(state: State, result: TaskResult, worker_id: WorkerId) -> None:
     if result.failure is not None:
         return
     if result.output_tokens and task.spec.output_tokens:
-        _learn_length(state, task, result.output_tokens)
+        spec = task.spec
+        learn_lengths(state, spec.batch_key, spec.output_tokens, (result.output_tokens,))
     if result.batch is None and len(state.lease_left[lease.id]) == 1:
         # A worker that never tells of whole batches: its last task stands for a batch of one.
         alone = _alone(task, result)
@@ -80,12 +82,12 @@ def _alone(task: Task, result: TaskResult) -> BatchTiming:
     )
 
 
-def _learn_length(state: State, task: Task, tokens: int) -> None:
-    limit, batch_key = task.spec.output_tokens, task.spec.batch_key
+def learn_lengths(state: State, batch_key: str, limit: int, outputs: Sequence[int]) -> None:
+    """Take in how long outputs got that might have had `limit` tokens, one after another."""
     one, all_limits = lengths.key(batch_key, limit), lengths.key(batch_key, 0)
     pooled, known = state.lengths.get(all_limits), state.lengths.get(one)
-    keep(state.lengths, one, lengths.learnt(known, pooled, tokens, limit))
-    keep(state.lengths, all_limits, lengths.learnt(pooled, None, tokens, limit))
+    keep(state.lengths, one, lengths.learnt_all(known, pooled, outputs, limit))
+    keep(state.lengths, all_limits, lengths.learnt_all(pooled, None, outputs, limit))
     state.touched.estimates[batch_key] = None
 
 
@@ -144,7 +146,7 @@ def _learn_prior(
 def _watts(old: float, timing: BatchTiming) -> float:
     """Mean power, of batches that executed most of the time that they took."""
     busy_s = timing.exec_s + timing.load_s + timing.fetch_s
-    if timing.joules <= 0 or busy_s > 2 * timing.exec_s:
+    if timing.joules <= 0 or busy_s < LEAST_S or busy_s > 2 * timing.exec_s:
         return old
     watts = timing.joules / busy_s
     return old + WATTS_WEIGHT * (watts - old) if old else watts

@@ -5,6 +5,7 @@ in where a limit has not been met.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 from math import exp2
 
@@ -36,13 +37,21 @@ def key(batch_key: str, limit: int) -> str:
 
 def learnt(old: Lengths | None, like: Lengths | None, tokens: int, limit: int) -> Lengths:
     """The histogram after one more output. `like` is what a new one begins as."""
+    return learnt_all(old, like, (tokens,), limit)
+
+
+def learnt_all(
+    old: Lengths | None, like: Lengths | None, outputs: Sequence[int], limit: int
+) -> Lengths:
+    """The histogram after some more outputs, one after another."""
     known = old or Lengths(_begun(like))
-    weight = known.weight / MEMORY
-    counts = list(known.counts)
-    counts[bisect_right(EDGES, max(tokens, 0) / limit) - 1] += weight
-    if weight > MOST_WEIGHT:
-        counts, weight = [count / weight for count in counts], 1.0
-    return Lengths(tuple(counts), known.seen + 1, weight)
+    counts, weight = list(known.counts), known.weight
+    for tokens in outputs:
+        weight /= MEMORY
+        counts[bisect_right(EDGES, max(tokens, 0) / limit) - 1] += weight
+        if weight > MOST_WEIGHT:
+            counts, weight = [count / weight for count in counts], 1.0
+    return Lengths(tuple(counts), known.seen + len(outputs), weight)
 
 
 def _begun(like: Lengths | None) -> tuple[float, ...]:

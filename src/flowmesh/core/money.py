@@ -9,13 +9,15 @@ All that is held is a multiple of `GRAIN_USD`, whose sums are exact up to two mi
 what was held is let go to the last bit, and a quiet plane holds exactly nothing.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import ceil
 
-from flowmesh.base.ids import LeaseId, RunId, TaskId
+from flowmesh.base.ids import LeaseId, RunId, TaskId, TenantId
 from flowmesh.base.replacing import replace
 from flowmesh.core.events import TenantChanged
-from flowmesh.core.records import Expected, Hold, Lease, Task, Tenant
+from flowmesh.core.records import Expected, Hold, Lease, Run, Task, Tenant
 from flowmesh.core.state import State
 
 GRAIN_USD = 2.0**-32
@@ -27,7 +29,10 @@ _NOTHING = Hold(0, 0.0)
 
 def waiting_runs(state: State, task_id: TaskId) -> tuple[RunId, ...]:
     """The distinct runs that wait for a task, in the order in which they asked."""
-    return tuple(dict.fromkeys(state.steps[step].run for step in state.wants[task_id]))
+    wanted = state.wants[task_id]
+    if len(wanted) == 1:
+        return (state.steps[next(iter(wanted))].run,)
+    return tuple(dict.fromkeys([state.steps[step].run for step in wanted]))
 
 
 def upper_usd(expected: Expected) -> float:
@@ -66,22 +71,17 @@ def day_began(state: State) -> None:
     state.touched.ready |= dict.fromkeys(state.ready)
 
 
-def granted(state: State, lease: Lease) -> None:
-    """Hold what a new lease should cost."""
-    shares: dict[int, Hold] = {}
+def granted(state: State, lease: Lease, waiting: Iterable[tuple[RunId, ...]]) -> None:
+    """Hold what a new lease should cost; `waiting`: who waits for each of its tasks."""
     counts: dict[RunId, dict[int, int]] = {}
-    for task_id in lease.tasks:
-        runs = waiting_runs(state, task_id)
-        many = len(runs)
-        if many not in shares:
-            shares[many] = _share(lease, many)
+    for runs, tasks in Counter(waiting).items():
         for run in runs:
             mine = counts.setdefault(run, {})
-            mine[many] = mine.get(many, 0) + 1
+            mine[len(runs)] = mine.get(len(runs), 0) + tasks
     for run, mine in counts.items():
         more = _NOTHING
         for many, tasks in mine.items():
-            share = shares[many]
+            share = _share(lease, many)
             more = _sum(more, Hold(tasks, tasks * share.usd, tasks * share.part))
         _change(state, run, lease.id, more, 0.0)
 
@@ -122,6 +122,97 @@ def succeeded(state: State, task: Task, lease: LeaseId, runs: Sequence[RunId], u
     less = _released(state.leases[lease], len(runs))
     for run in runs:
         _change(state, run, lease, less, usd / len(runs))
+
+
+@dataclass(slots=True)
+class _Account:
+    """A run and its share of a lease, while a till is open. `tasks` is 0 if nothing is held."""
+
+    run: Run
+    purse: "_Purse"
+    hold: Hold
+    tasks: int
+    usd: float
+    paid_usd: float
+    spent_usd: float
+    held_usd: float
+
+
+@dataclass(slots=True)
+class _Purse:
+    """A tenant, while a till is open."""
+
+    held_usd: float
+    day_usd: float
+    pays: bool = False
+
+
+class Till:
+    """What `succeeded` does for tasks of one lease, which they leave, and booked at `close`.
+
+    Until then nothing else may change the books of their runs and tenants.
+    """
+
+    def __init__(self, state: State, lease: Lease) -> None:
+        self._state = state
+        self._lease = lease
+        self._shares: dict[int, float] = {}
+        self._accounts: dict[RunId, _Account] = {}
+        self._purses: dict[TenantId, _Purse] = {}
+
+    def succeeded(self, runs: Sequence[RunId], usd: float) -> None:
+        """A task has its result: its runs pay for it together, and hold nothing for it."""
+        many = len(runs)
+        share = self._shares.get(many)
+        if share is None:
+            share = self._shares[many] = share_usd(task_usd(self._lease), many)
+        paid_usd = usd / many
+        for run in runs:
+            account = self._accounts.get(run) or self._open(run)
+            purse = account.purse
+            if account.tasks:
+                account.tasks -= 1
+                account.usd -= share
+                account.paid_usd += paid_usd
+                account.held_usd -= share
+                purse.held_usd -= share
+            if paid_usd:
+                account.spent_usd += paid_usd
+                purse.day_usd += paid_usd
+                purse.pays = True
+
+    def _open(self, run_id: RunId) -> _Account:
+        state = self._state
+        run, hold = state.runs[run_id], state.holds.get(run_id, {}).get(self._lease.id, _NOTHING)
+        purse = self._purses.get(run.tenant)
+        if purse is None:
+            tenant = state.tenants[run.tenant]
+            purse = _Purse(tenant.held_usd, day_usd(tenant, state.now_ms))
+            self._purses[run.tenant] = purse
+        account = _Account(
+            run, purse, hold, hold.tasks, hold.usd, hold.paid_usd, run.spent_usd, run.held_usd
+        )
+        self._accounts[run_id] = account
+        return account
+
+    def close(self) -> None:
+        """Book it all."""
+        state, lease = self._state, self._lease.id
+        for tenant_id, purse in self._purses.items():
+            tenant = replace(state.tenants[tenant_id], held_usd=purse.held_usd)
+            if purse.pays:
+                tenant = replace(tenant, day=state.now_ms // DAY_MS, day_usd=purse.day_usd)
+            state.tenants[tenant_id] = tenant
+        for run_id, account in self._accounts.items():
+            state.runs[run_id] = replace(
+                account.run, spent_usd=account.spent_usd, held_usd=account.held_usd
+            )
+            if account.tasks:
+                hold = Hold(account.tasks, account.usd, account.hold.part, account.paid_usd)
+                state.holds[run_id][lease] = hold
+            elif account.hold.tasks:
+                _let_go(state, run_id, lease)
+                _count_lease(state, run_id, lease, -1)
 
 
 def _share(lease: Lease, runs: int) -> Hold:
@@ -168,14 +259,19 @@ def _hold(state: State, run_id: RunId, lease: LeaseId, more: Hold, paid_usd: flo
             tasks, old.usd + more.usd, old.part + more.part, paid
         )
     else:
-        del mine[lease]
-        if not mine:
-            del state.holds[run_id]
+        _let_go(state, run_id, lease)
     if not old.tasks:
         _count_lease(state, run_id, lease, 1)
     elif not tasks:
         _count_lease(state, run_id, lease, -1)
     return more.usd
+
+
+def _let_go(state: State, run_id: RunId, lease: LeaseId) -> None:
+    mine = state.holds[run_id]
+    del mine[lease]
+    if not mine:
+        del state.holds[run_id]
 
 
 def _count_lease(state: State, run_id: RunId, lease: LeaseId, by: int) -> None:

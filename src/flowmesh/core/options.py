@@ -4,14 +4,16 @@ What tasks ask of an engine adds up, but for the longest output and for shared p
 `Batch`. `Engine` is what one kind of worker makes of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from zlib import crc32
 
 from flowmesh.base.ids import StepId
 from flowmesh.core import estimate
 from flowmesh.core.estimate import Amounts
 from flowmesh.core.fleet import Device, Offer, Worker
-from flowmesh.core.records import Demand, Expected, Task
+from flowmesh.core.records import Demand, Expected, Task, TaskSpec
 from flowmesh.core.state import State
 from flowmesh.core.utility import Knobs, Quantity, checkpoint_interval_s
 
@@ -82,7 +84,7 @@ def output_share(state: State, task: Task) -> float:
 
 
 class Batch:
-    """Tasks of one batch key, and what they come to: built up in one pass over them.
+    """Tasks of one batch key, and what they come to.
 
     Attributes:
         usd: reference cost.
@@ -93,43 +95,29 @@ class Batch:
         resumes: some task goes on from a checkpoint, and so leaves others.
     """
 
-    def __init__(self) -> None:
-        self.tasks: list[Task] = []
-        self.usd = 0.0
-        self.by_step: dict[StepId, tuple[float, int]] = {}
-        self.prompt = self.output = self.most = self.shared = 0
-        self.work = 0.0
-        self.trees: dict[str, int] = {}
-        self.resumes = False
-        self._prefixes: dict[str, None] = {}
-
-    def add(self, task: Task, usd: float) -> None:
-        """`usd`: what the task costs for reference."""
-        spec = task.spec
-        self.tasks.append(task)
-        self.usd += usd
-        step_usd, count = self.by_step.get(task.owner, (0.0, 0))
-        self.by_step[task.owner] = step_usd + usd, count + 1
-        self.prompt += spec.prompt_tokens
-        self.work += spec.work
-        if spec.output_tokens:
-            self.output += spec.output_tokens
-            self.most = max(self.most, spec.output_tokens)
-        if spec.prefix:
-            if spec.prefix in self._prefixes:
-                self.shared += spec.prefix_tokens
-            self._prefixes[spec.prefix] = None
-        if spec.trees:
-            self.trees |= {tree.digest: tree.size_bytes for tree in spec.trees}
-        self.resumes |= bool(task.checkpoint)
+    def __init__(self, tasks: Sequence[Task], usd: Sequence[float]) -> None:
+        """`usd`: what each of the tasks costs for reference."""
+        specs = [task.spec for task in tasks]
+        self.tasks = tasks
+        self.usd = sum(usd, 0.0)
+        self.by_step = _by_step(tasks, usd)
+        self.prompt = sum([spec.prompt_tokens for spec in specs])
+        outputs = [spec.output_tokens for spec in specs]
+        self.output, self.most = sum(outputs), max(outputs, default=0)
+        self.work = sum([spec.work for spec in specs], 0.0)
+        self.shared = _shared_tokens(specs)
+        trees = [spec.trees for spec in specs if spec.trees]
+        self.trees = {tree.digest: tree.size_bytes for some in trees for tree in some}
+        self.resumes = any([task.checkpoint for task in tasks])
 
     @property
     def batch_key(self) -> str:
         return self.tasks[0].spec.batch_key
 
-    @property
-    def tokens_per_row(self) -> float:
-        return (self.prompt + self.output) / len(self.tasks)
+    def tokens_per_row(self, state: State) -> float:
+        """Of the mean row, with the output that is expected of it."""
+        output = self.output * output_share(state, self.tasks[0]) if self.output else 0.0
+        return (self.prompt + output) / len(self.tasks)
 
     def amounts(self, state: State, rows: int) -> Amounts:
         """What an engine has to do that runs `rows` at once."""
@@ -142,7 +130,7 @@ class Batch:
             longest = float(estimate.longest_output(state, self.batch_key, self.most, size))
         return Amounts(
             prompt_tokens=float(self.prompt - (self.shared if demand.shares_prefixes else 0)),
-            decode_steps=float(estimate.decode_steps(longest, output, rows)),
+            decode_steps=float(estimate.decode_steps(longest, output, rows, len(self.tasks))),
             output_tokens=output,
             work=0.0 if demand.flops_per_token else self.work,
         )
@@ -161,11 +149,35 @@ class Batch:
         return min(busy_s, checkpoint_interval_s(CHECKPOINT_S, interruptions_per_hour)) / 2
 
 
+def _by_step(tasks: Sequence[Task], usd: Sequence[float]) -> dict[StepId, tuple[float, int]]:
+    """Of each step, the reference cost and the number of its tasks."""
+    found: dict[StepId, tuple[float, int]] = {}
+    first = 0
+    for owner, alike in groupby([task.owner for task in tasks]):
+        many = len(list(alike))
+        step_usd, count = found.get(owner, (0.0, 0))
+        found[owner] = sum(usd[first : first + many], step_usd), count + many
+        first += many
+    return found
+
+
+def _shared_tokens(specs: Sequence[TaskSpec]) -> int:
+    """Prompt tokens that need no reading, as an earlier task has the same prefix."""
+    seen: dict[str, None] = {}
+    shared = 0
+    for spec in specs:
+        if spec.prefix:
+            shared += spec.prefix_tokens if spec.prefix in seen else 0
+            seen[spec.prefix] = None
+    return shared
+
+
 def expected(
     state: State, batch: Batch, worker: Worker | Offer, knobs: Knobs
 ) -> tuple[Expected, int]:
     """What exactly this batch should take there; and the bytes that it moves."""
-    made = engine(state, batch.batch_key, worker.device, worker.place, batch.tokens_per_row, knobs)
+    tokens = batch.tokens_per_row(state)
+    made = engine(state, batch.batch_key, worker.device, worker.place, tokens, knobs)
     exec_s = float(made.exec_s(batch.amounts(state, made.rows)))
     warm = isinstance(worker, Worker) and is_warm(state, worker, batch.batch_key)
     missing = batch.missing_bytes(state, worker)

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
-from flowmesh.core import budgets, pool, utility
+from flowmesh.core import budgets, needs, pool, utility
 from flowmesh.core.fleet import Worker
 from flowmesh.core.forecast import time_left_s
-from flowmesh.core.layout import why_not
 from flowmesh.core.plan import Policy, Utility, score_of
 from flowmesh.core.records import Demand, Task, TaskStatus
 from flowmesh.core.state import State
@@ -55,19 +54,11 @@ def _open_to(state: State, task: Task) -> tuple[list[Worker], dict[str, int]]:
     excluded: dict[str, int] = {}
     open_to = []
     for worker in state.workers.values():
-        if words := _why_not(state, task, worker):
+        if words := needs.why_not_now(state, worker, task):
             excluded[words] = excluded.get(words, 0) + 1
         else:
             open_to.append(worker)
     return open_to, excluded
-
-
-def _why_not(state: State, task: Task, worker: Worker) -> str:
-    if worker.draining:
-        return "is going: it takes no new work"
-    spec = task.spec
-    demand = state.demands.get(spec.batch_key) or Demand()
-    return why_not(worker, spec, demand, spec.prompt_tokens + spec.output_tokens)
 
 
 def _batch(state: State, task: Task) -> list[Task]:

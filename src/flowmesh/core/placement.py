@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from heapq import merge
-from itertools import islice
+from heapq import merge, nsmallest
+from itertools import chain, islice
 from math import inf
 
-from flowmesh.base.ids import LeaseId, TaskId
+from flowmesh.base.ids import LeaseId, TaskId, WorkerId
 from flowmesh.base.replacing import replace
 from flowmesh.core import budgets, estimate, money, needs, options, pool
 from flowmesh.core.board import Board, Cell
 from flowmesh.core.decisions import GrantLease
 from flowmesh.core.fleet import Offer, Worker
+from flowmesh.core.groups import without
 from flowmesh.core.options import GB, Batch
 from flowmesh.core.records import Expected, Task
 from flowmesh.core.rows import Row
@@ -20,6 +21,8 @@ from flowmesh.core.table import HELD, WARM
 from flowmesh.core.utility import Option, Score, plain, score, urgency
 from flowmesh.core.worth import StepWorth
 
+#: Tasks and what each costs for reference, some at a time.
+Pieces = Iterator[tuple[list[Task], list[float]]]
 #: How long a task waits for another worker than the one it failed on.
 AVOID_MS = 5_000
 #: Workers of a cell that are tried, where tasks want another one.
@@ -30,7 +33,7 @@ MIXED_LOTS = 1_024
 
 def grant(state: State, board: Board, cell: Cell) -> tuple[GrantLease, Batch] | None:
     """A lease of the cell's size, or None where its tasks want another worker or may not run."""
-    for worker in islice(_workers(state, board, cell), TRIED_WORKERS):
+    for worker in _workers(state, board, cell):
         batch = _batch(state, board, cell, worker)
         if not batch.tasks:
             continue
@@ -49,39 +52,52 @@ def grant(state: State, board: Board, cell: Cell) -> tuple[GrantLease, Batch] | 
 
 
 def _workers(state: State, board: Board, cell: Cell) -> Iterator[Worker]:
-    """Idle workers of a cell: first those whose engines nobody waits for."""
+    """The first idle workers of a cell: those whose engines nobody waits for."""
     group, row = cell.group, cell.row
+    warm = group.warm.get(row.batch_key, {})
     if cell.level == WARM:
-        found = group.warm[row.batch_key]
+        found = warm
     elif cell.level == HELD:
-        found = group.holds[row.demand.trees[0].digest]
+        found = without(group.holds[row.demand.trees[0].digest], warm)
     else:
-        found = group.bare or group.idle
+        found = group.bare or without(group.idle, warm)
     if len(found) > 1 and found is not group.bare:
-        workers = [state.workers[one] for one in found]
-        yield from sorted(workers, key=lambda one: (*board.regret(one, row), one.id))
+        regrets: dict[tuple[str, ...], tuple[int, int]] = {}
+        order: list[tuple[tuple[int, int], WorkerId]] = []
+        for one in found:
+            engines = state.workers[one].warm
+            if engines not in regrets:
+                regrets[engines] = board.regret(engines, row)
+            order.append((regrets[engines], one))
+        yield from (state.workers[one] for _, one in nsmallest(TRIED_WORKERS, order))
     else:
-        yield from (state.workers[one] for one in sorted(found))
+        yield from (state.workers[one] for one in nsmallest(TRIED_WORKERS, found))
 
 
 def _batch(state: State, board: Board, cell: Cell, worker: Worker) -> Batch:
     """The first of the ready tasks, but for those that should rather run elsewhere."""
     key, limit = state.ready[cell.row.name], cell.size
-    waiting = _in_order(state, board, cell.row, key)
+    waiting = _in_order(state, board, cell, key)
     quotas = [state.tenants[tenant].quota for tenant in key.queues]
     if state.budgeted or any(quota.leases or quota.usd_per_day for quota in quotas):
-        open_to = (one for one in waiting if not _avoids(state, key, one[0], worker))
+        every = chain.from_iterable(piece for piece, _ in waiting)
+        open_to = (task for task in every if not _avoids(state, key, task, worker))
         waiting = _affordable(state, board, cell.row, open_to, (worker, limit))
-    batch, size = Batch(), 0
-    for task, usd in waiting:
-        if task.avoid is not None and _avoids(state, key, task, worker):
-            continue
-        limit = min(limit, task.batch_limit)
-        if size >= limit:
+    tasks: list[Task] = []
+    costs: list[float] = []
+    for piece, usd in waiting:
+        for task, each in zip(piece, usd, strict=True):
+            if task.avoid is not None and _avoids(state, key, task, worker):
+                continue
+            if task.batch_limit < limit:
+                limit = task.batch_limit
+            if len(tasks) >= limit:
+                break
+            tasks.append(task)
+            costs.append(each)
+        if len(tasks) >= limit:
             break
-        size += 1
-        batch.add(task, usd)
-    return batch
+    return Batch(tasks, costs)
 
 
 def _avoids(state: State, key: ReadyKey, task: Task, worker: Worker) -> bool:
@@ -98,27 +114,29 @@ def _others(state: State, key: ReadyKey, worker: Worker) -> bool:
     )
 
 
-def _in_order(state: State, board: Board, row: Row, key: ReadyKey) -> Iterator[tuple[Task, float]]:
+def _in_order(state: State, board: Board, cell: Cell, key: ReadyKey) -> Pieces:
+    row = cell.row
     if board.knobs.fairness and board.knobs.prefixes:
         virtual_usd = partial(board.turns.virtual_usd, state)
-        return pool.in_fair_order(state, key, virtual_usd, row.reference_usd)
+        yield from pool.in_fair_order(state, key, virtual_usd, row.reference_usd, cell.size)
+        return
 
     def age(task_id: TaskId) -> tuple[int, int, int]:
         task = state.tasks[task_id]
         return -task.priority, task.since_ms, task.spec.line
 
     mixed = merge(*islice(pool.lots(key), MIXED_LOTS), key=age)
-    tasks = (state.tasks[task_id] for task_id in mixed)
-    return ((task, row.reference_usd(task)) for task in tasks)
+    while piece := [state.tasks[task_id] for task_id in islice(mixed, cell.size)]:
+        yield piece, row.reference_usd(piece)
 
 
 def _affordable(
     state: State,
     board: Board,
     row: Row,
-    tasks: Iterator[tuple[Task, float]],
+    tasks: Iterator[Task],
     on: tuple[Worker, int],
-) -> Iterator[tuple[Task, float]]:
+) -> Pieces:
     """The first tasks, so many at most, that their runs and tenants can pay for there."""
     worker, limit = on
 
@@ -126,17 +144,16 @@ def _affordable(
         batch = batch_of(state, row, some)
         return money.upper_usd(options.expected(state, batch, worker, board.knobs)[0])
 
-    named = (task.id for task, _ in tasks)
-    for task_id in budgets.affordable(state, named, upper_usd, limit):
-        yield state.tasks[task_id], row.reference_usd(state.tasks[task_id])
+    named = (task.id for task in tasks)
+    paid = budgets.affordable(state, named, upper_usd, limit)
+    piece = [state.tasks[task_id] for task_id in paid]
+    yield piece, row.reference_usd(piece)
 
 
 def batch_of(state: State, row: Row, tasks: Iterable[TaskId]) -> Batch:
     """A batch of exactly these tasks, ready or not."""
-    batch = Batch()
-    for task_id in tasks:
-        batch.add(state.tasks[task_id], row.reference_usd(state.tasks[task_id]))
-    return batch
+    batch = [state.tasks[task_id] for task_id in tasks]
+    return Batch(batch, row.reference_usd(batch))
 
 
 def scored(
@@ -154,6 +171,7 @@ def scored(
         load_s=made.load_s,
         fetch_s=made.fetch_s,
         exec_s=made.exec_s,
+        again_s=board.displaced_s(state, worker, row) if isinstance(worker, Worker) else 0.0,
         moved_gb=moved_bytes / GB,
         joules=made.joules,
         interruptions_per_hour=per_hour,

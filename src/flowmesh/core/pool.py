@@ -4,9 +4,8 @@ Law: `file` and `withdraw` keep it in step with the tasks. The others only read.
 costs time for a task that is not near the head of its queue.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
-from math import inf
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 
 from flowmesh.base.ids import TaskId, TenantId
 from flowmesh.core.records import Task, TaskSpec
@@ -29,19 +28,24 @@ def lot_of(task: Task) -> str:
 def file(state: State, task: Task) -> None:
     """Put a ready task at the end of its lot."""
     spec = task.spec
-    name = key_of(spec)
+    task_id, name = spec.id, key_of(spec)
     key = state.ready.get(name)
     if key is None:
         key = ReadyKey(spec.runtime, devices=spec.devices, memory_bytes=spec.memory_bytes)
         state.ready[name] = key
-    lots = key.queues.setdefault(task.tenant, {}).setdefault(task.priority, {})
+    by_priority = key.queues.get(task.tenant)
+    if by_priority is None:
+        by_priority = key.queues[task.tenant] = {}
+    lots = by_priority.get(task.priority)
+    if lots is None:
+        lots = by_priority[task.priority] = {}
     lot_name = lot_of(task)
     lot = lots.get(lot_name)
     if lot is None:
         lot = lots[lot_name] = {}
         key.prefixes += bool(spec.prefix)
-    assert task.id not in lot, task
-    lot[task.id] = None
+    assert task_id not in lot, task
+    lot[task_id] = None
     key.count += 1
     key.work += spec.work
     key.prompt_tokens += spec.prompt_tokens
@@ -52,29 +56,52 @@ def file(state: State, task: Task) -> None:
 
 def withdraw(state: State, task: Task) -> None:
     """Take a ready task out; empty lots, queues and keys go with it."""
-    spec = task.spec
-    name = key_of(spec)
+    withdraw_all(state, (task,))
+
+
+def withdraw_all(state: State, tasks: Sequence[Task]) -> None:
+    """Take ready tasks of one key out, as `withdraw` does."""
+    name = key_of(tasks[0].spec)
     key = state.ready[name]
-    by_priority = key.queues[task.tenant]
-    lots = by_priority[task.priority]
-    lot_name = lot_of(task)
-    lot = lots[lot_name]
-    del lot[task.id]
-    if not lot:
-        del lots[lot_name]
-        key.prefixes -= bool(spec.prefix)
-        if not lots:
-            del by_priority[task.priority]
-            if not by_priority:
-                del key.queues[task.tenant]
-    key.count -= 1
-    key.work -= spec.work
-    key.prompt_tokens -= spec.prompt_tokens
-    key.output_tokens -= spec.output_tokens
-    key.prefix_tokens -= spec.prefix_tokens
+    for tenant, priority, lot_name, alike in _lots_of(tasks):
+        by_priority = key.queues[tenant]
+        lots = by_priority[priority]
+        lot = lots[lot_name]
+        for task in alike:
+            spec = task.spec
+            del lot[spec.id]
+            key.work -= spec.work
+            key.prompt_tokens -= spec.prompt_tokens
+            key.output_tokens -= spec.output_tokens
+            key.prefix_tokens -= spec.prefix_tokens
+        if not lot:
+            del lots[lot_name]
+            key.prefixes -= bool(alike[0].spec.prefix)
+            if not lots:
+                del by_priority[priority]
+                if not by_priority:
+                    del key.queues[tenant]
+    key.count -= len(tasks)
     state.touched.ready[name] = None
     if not key.count:
         del state.ready[name]
+
+
+def _lots_of(tasks: Sequence[Task]) -> Iterator[tuple[TenantId, int, str, Sequence[Task]]]:
+    """Tasks that come one after another in one lot."""
+    first = 0
+    for at in range(1, len(tasks) + 1):
+        task, last = tasks[first], tasks[at] if at < len(tasks) else None
+        if (
+            last is not None
+            and last.owner == task.owner
+            and last.spec.prefix == task.spec.prefix
+            and last.tenant == task.tenant
+            and last.priority == task.priority
+        ):
+            continue
+        yield task.tenant, task.priority, lot_of(task), tasks[first:at]
+        first = at
 
 
 def lots(key: ReadyKey) -> Iterator[Mapping[TaskId, None]]:
@@ -106,30 +133,38 @@ def in_fair_order(
     state: State,
     key: ReadyKey,
     virtual_usd: Callable[[TenantId], float],
-    usd_of: Callable[[Task], float],
-) -> Iterator[tuple[Task, float]]:
+    usd_of: Callable[[Sequence[Task]], list[float]],
+    most: int,
+) -> Iterator[tuple[list[Task], list[float]]]:
     """Weighted fair queueing: always the tenant next that has received the least.
 
     Within a tenant the higher priority comes first, then the older lot. What is yielded, with
     its cost, is charged to its tenant as if it ran, so that a long batch is shared fairly too.
+    Tasks come by the piece, of up to `most`.
     """
     waiting = {tenant: by_priority(queues) for tenant, queues in key.queues.items()}
     virtual = {tenant: virtual_usd(tenant) for tenant in waiting}
-    while waiting:
+    while len(waiting) > 1:
         tenant = min(waiting, key=lambda name: (virtual[name], name))
-        rest = ((virtual[name], name) for name in waiting if name != tenant)
-        least, known = min(rest, default=(inf, tenant)), virtual[tenant]
-        weight = state.tenants[tenant].weight
+        least = min((virtual[name], name) for name in waiting if name != tenant)
+        weight, known = state.tenants[tenant].weight, virtual[tenant]
+        piece: list[Task] = []
+        costs: list[float] = []
         for task_id in waiting[tenant]:
             task = state.tasks[task_id]
-            usd = usd_of(task)
-            yield task, usd
+            (usd,) = usd_of((task,))
+            piece.append(task)
+            costs.append(usd)
             known += usd / weight
-            if (known, tenant) > least:
+            if (known, tenant) > least or len(piece) >= most:
                 break
         else:
             del waiting[tenant]
         virtual[tenant] = known
+        yield piece, costs
+    for rest in waiting.values():
+        while piece := [state.tasks[task_id] for task_id in islice(rest, most)]:
+            yield piece, usd_of(piece)
 
 
 def by_priority(queues: Mapping[int, Mapping[str, Mapping[TaskId, None]]]) -> Iterator[TaskId]:

@@ -12,7 +12,7 @@ equal bits on every machine, which a library for linear algebra does not promise
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import exp, log, sqrt
+from math import exp, isfinite, log, sqrt
 from operator import mul, sub
 
 from flowmesh.core.knowledge import Fit
@@ -40,6 +40,10 @@ ODD_LIMIT = 3
 ANEW_SIGMA = 2.0
 #: Seconds: measured times are not told finer.
 LEAST_S = 1e-6
+#: Of seconds told to seconds expected: beyond any clip.
+LEAST_RATIO = 1e-300
+#: Seconds for one of anything: beyond them arithmetic would overflow.
+MOST_S = 1e15
 #: Smaller amounts count as none.
 LEAST_AMOUNT = 1e-9
 #: Largest error of a single prediction that the mean error takes in.
@@ -64,7 +68,7 @@ def learnt(
     if fit is None:
         return _begun(prior, sigma, amounts, seconds)
     changed = _corrected(fit, amounts, seconds)
-    if abs(changed.odd) < ODD_LIMIT:
+    if abs(changed.odd) < ODD_LIMIT and _is_sound(changed):
         return changed
     anew = _begun(fit.coefficients, ANEW_SIGMA, amounts, seconds)
     return replace(anew, seen=fit.seen + 1, error=fit.error, watts=fit.watts)
@@ -79,7 +83,7 @@ def _begun(prior: Sequence[float], sigma: float, amounts: Sequence[float], secon
     rest = _dot(prior[1:], amounts[1:])
     fixed = min(prior[0] * amounts[0], MOST_FIXED * seconds) if rest > 0 else 0.0
     scale = _scale((seconds - fixed) / max(rest or _dot(prior, amounts), LEAST_S), sigma)
-    c = [one * scale for one in prior]
+    c = [min(one * scale, MOST_S) for one in prior]
     if rest > 0 and amounts[0] > 0:
         c[0] = fixed / amounts[0]
     guess = max(_dot(c, amounts), LEAST_S)
@@ -95,7 +99,7 @@ def _scale(ratio: float, sigma: float) -> float:
     """The likeliest factor, after a batch that took so many times what its prior said."""
     trust = sigma**2 / (sigma**2 + FIRST_SIGMA**2)
     most = FIRST_CLIP * sqrt(sigma**2 + FIRST_SIGMA**2)
-    return exp(trust * max(-most, min(most, log(ratio))))
+    return exp(trust * max(-most, min(most, log(max(ratio, LEAST_RATIO)))))
 
 
 def _corrected(fit: Fit, amounts: Sequence[float], seconds: float) -> Fit:
@@ -108,7 +112,8 @@ def _corrected(fit: Fit, amounts: Sequence[float], seconds: float) -> Fit:
     scale = sqrt(guess * seconds)
     z = [amount / scale for amount in amounts]
     pz = [_dot(p[i * size : (i + 1) * size], z) for i in range(size)]
-    doubt = _dot(z, pz)
+    # Never negative, but by rounding where batches differ beyond all measure.
+    doubt = max(_dot(z, pz), 0.0)
     spread = doubt + fit.variance
     clip = CLIP * sqrt(spread)
     error = (seconds - guess) / scale
@@ -152,7 +157,14 @@ def _at_least_zero(c: list[float], covariance: Sequence[float]) -> list[float]:
         step = c[low] / own
         c = [one - covariance[i * size + low] * step for i, one in enumerate(c)]
         c[low] = 0.0
-    return [max(one, 0.0) for one in c]
+    return [min(max(one, 0.0), MOST_S) for one in c]
+
+
+def _is_sound(fit: Fit) -> bool:
+    """Whether rounding has left a fit usable; figures that no machine tells may spoil it."""
+    size = len(fit.coefficients)
+    own = fit.covariance[:: size + 1]
+    return isfinite(sum(fit.coefficients) + sum(fit.covariance)) and min(own) >= 0
 
 
 def blamed(error: float, seen: int, predicted: float, seconds: float) -> float:

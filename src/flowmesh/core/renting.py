@@ -14,7 +14,6 @@
 |             |             | never listed for LAUNCH_GRACE_MS                               |
 """
 
-from math import isfinite
 from typing import assert_never
 
 from flowmesh.base.ids import InstanceId, OfferId, WorkerId
@@ -32,6 +31,10 @@ LAUNCH_GRACE_MS = 300_000
 #: Lists in a row that lack a machine before its workers are taken for lost: lists may be stale,
 #: or empty by mistake.
 MISSED = 2
+#: Dollars, seconds, interruptions of an offer: figures beyond it are errors.
+MOST = 1e9
+#: A lower price is none.
+LEAST_USD_PER_HOUR = 1e-9
 #: Digits of an instance's number that are believed.
 DIGITS = 12
 
@@ -57,8 +60,31 @@ def _offers_listed(state: State, event: OffersListed) -> None:
     for offer_id in old:
         del state.offers[offer_id]
     for offer in event.offers:
-        if isfinite(offer.usd_per_hour) and offer.usd_per_hour >= 0:
-            state.offers[offer.id] = replace(offer, provider=event.provider)
+        if (known := believable(offer)) is not None:
+            state.offers[offer.id] = replace(known, provider=event.provider)
+
+
+def believable(offer: Offer) -> Offer | None:
+    """An offer without figures that cannot be meant; None if its price is none.
+
+    Such figures come from a slip of a provider, and would be infinite further on.
+    """
+    usd_per_hour = offer.usd_per_hour
+    if not 0 <= usd_per_hour <= MOST:
+        return None
+    return replace(
+        offer,
+        usd_per_hour=usd_per_hour if usd_per_hour >= LEAST_USD_PER_HOUR else 0.0,
+        device=offer.device.believable(),
+        startup_s=_between(offer.startup_s, MOST),
+        billing_s=_between(offer.billing_s, MOST),
+        interruptions_per_hour=_between(offer.interruptions_per_hour, MOST),
+    )
+
+
+def _between(value: float, most: float) -> float:
+    """`value`, if it is from 0 to `most`; else the nearer of both, and 0 for what is no number."""
+    return min(max(value, 0.0), most) if value == value else 0.0
 
 
 def _launch(state: State, choice: LaunchInstance) -> None:

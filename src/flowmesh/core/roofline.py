@@ -120,13 +120,17 @@ def concurrency(demand: Demand, device: Device, tokens_per_row: float) -> int:
     return max(1, min(MAX_ROWS, int(room_bytes / row_bytes)))
 
 
-def decode_steps(longest: Quantity, output_tokens: Quantity, rows_at_once: Quantity) -> Quantity:
+def decode_steps(
+    longest: Quantity, output_tokens: Quantity, rows_at_once: Quantity, rows: Quantity
+) -> Quantity:
     """Steps one after the other: engines fill the place of a row that has ended at once.
 
-    So a batch lasts as long as its longest row, or as its tokens at so many a step.
+    So a batch lasts as long as its longest row; and where rows wait for others to end, as long
+    again as all tokens at so many a step, but for one mean row: the longest may start last.
     """
-    steps: Quantity = np.maximum(longest, np.asarray(output_tokens) / rows_at_once)
-    return steps
+    mean = np.asarray(output_tokens) / rows
+    turns: Quantity = np.asarray(output_tokens) / rows_at_once - mean
+    return longest + np.maximum(0.0, turns)
 
 
 def load_s(demand: Demand, device: Device) -> float:

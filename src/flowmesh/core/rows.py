@@ -1,6 +1,6 @@
 """A row of the policy's table: one key of the ready pool, as its totals and its heads tell it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -12,7 +12,7 @@ from flowmesh.core import estimate, options, pool
 from flowmesh.core.options import Engine
 from flowmesh.core.records import Demand, Task
 from flowmesh.core.state import ReadyKey, State
-from flowmesh.core.utility import Weights
+from flowmesh.core.utility import Quantity, Weights
 from flowmesh.core.worth import StepWorth, Worths
 
 Floats = NDArray[np.float64]
@@ -39,7 +39,8 @@ class Row:
         next_usd: by tenant, reference cost of its next batch of this key.
         neediest: the tenant whose turn it is.
         importance, path_usd, submitted_ms, deadline_ms, objective: of its next tasks, see
-            `worth.StepWorth`; `rest_s` is what the rest of their runs takes.
+            `worth.StepWorth`; `rest_s` is what the rest of their runs takes; `next_s` is that of
+            the run whose turn it is, of whose step `next_tasks` are open.
         linger_until_ms: until when its tasks may wait for others.
         possible: some worker could run its tasks.
     """
@@ -66,6 +67,8 @@ class Row:
     path_usd: float = 0.0
     submitted_ms: float = 0.0
     rest_s: float = 0.0
+    next_s: float = 0.0
+    next_tasks: int = 0
     deadline_ms: float = inf
     objective: str = ""
     linger_until_ms: int = 0
@@ -73,8 +76,8 @@ class Row:
 
     @property
     def tokens(self) -> float:
-        """That the mean task's row takes at most."""
-        return self.prompt + self.output
+        """That the mean task's row is expected to take."""
+        return self.prompt + self.share * self.output
 
     @property
     def cap(self) -> int:
@@ -84,21 +87,24 @@ class Row:
     def sizes(self, *, batching: bool) -> Floats:
         return np.minimum(SIZES, self.cap if batching else 1)
 
-    def features(self, tasks: Floats, longest: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    def features(
+        self, tasks: Quantity, longest: Quantity
+    ) -> tuple[Quantity, Quantity, Quantity, Quantity]:
         """Prompt tokens, longest output, output tokens and work of batches of mean tasks."""
         prompt = self.prompt * tasks
         if self.demand.shares_prefixes:
             prefixes = np.maximum(1.0, np.ceil(self.spread * tasks))
             prompt = prompt - self.prefix * np.maximum(0.0, tasks - prefixes)
-        work = np.zeros(len(tasks)) if self.demand.flops_per_token else self.work * tasks
+        work = (0.0 if self.demand.flops_per_token else self.work) * tasks
         return prompt, longest * self.output, self.share * self.output * tasks, work
 
-    def reference_usd(self, task: Task) -> float:
-        """What a task costs alone, at a full batch's efficiency, where that is cheapest."""
+    def reference_usd(self, tasks: Sequence[Task]) -> list[float]:
+        """What each task costs alone, at a full batch's efficiency, where that is cheapest."""
         fixed, prompt, output, work = self.reference
-        spec = task.spec
-        tokens = prompt * spec.prompt_tokens + output * spec.output_tokens
-        return fixed + tokens + work * spec.work
+        return [
+            fixed + (prompt * spec.prompt_tokens + output * spec.output_tokens) + work * spec.work
+            for spec in [task.spec for task in tasks]
+        ]
 
 
 def measure(row: Row, state: State, key: ReadyKey, *, learnt: bool) -> None:
@@ -133,7 +139,7 @@ def refer(row: Row, engines: Iterable[tuple[Engine, float]], weights: Weights) -
     for engine, usd_per_hour in engines:
         usd_per_s = max(usd_per_hour, weights.floor_usd_per_hour) / 3600
         fixed, by_prompt, by_step, by_output, by_work = engine.seconds
-        rounds = max(steps, output / engine.rows)
+        rounds = steps + max(0.0, output / engine.rows - output / row.limit)
         tokens_s = by_prompt * prompt + by_step * rounds + by_output * output
         total_s = fixed + tokens_s + by_work * work
         if usd_per_s * total_s < best:
@@ -175,4 +181,6 @@ def value(
     row.submitted_ms = sum(one.submitted_ms * weight for one, weight in spoken) / total
     rest_usd = sum(one.rest_usd * weight for one, weight in spoken) / total
     row.rest_s = rest_usd / row.usd_per_s
+    row.next_s = spoken[0][0].rest_usd / row.usd_per_s
+    row.next_tasks = spoken[0][0].pending
     row.deadline_ms = min(one.deadline_ms for one, _ in spoken)

@@ -13,7 +13,7 @@ from math import inf
 import numpy as np
 
 from flowmesh.base.ids import InstanceId, OfferId
-from flowmesh.core import appraise, arrivals, backlog, estimate
+from flowmesh.core import appraise, arrivals, backlog, estimate, moments
 from flowmesh.core.appraise import Choice, Market, Terms
 from flowmesh.core.backlog import Backlog, Kind, Predict
 from flowmesh.core.decisions import (
@@ -26,16 +26,17 @@ from flowmesh.core.fleet import Instance, InstanceStatus, Offer
 from flowmesh.core.state import State
 from flowmesh.core.utility import PRESETS, Score, Weights
 
-#: How often it looks, at least while there is something to decide; and at most, on news.
-PACE_MS = 2_000
+#: How often it looks at most, on news of work, and of machines.
+PACE_MS = 1_000
 NEWS_MS = 200
+#: How often at least while work waits, as deadlines come nearer; and while a machine is kept for
+#: work that is foreseen.
+WAITING_MS = 60_000
+KEEPING_MS = 10_000
 #: How often it asks whether the others could do without a busy machine.
-SPARE_MS = 10_000
+SPARE_MS = 30_000
 #: No machine takes longer to start.
 FAR_S = 600.0
-#: A worker that is not heard of after so many start-up times will not be.
-LATE = 4.0
-LATE_LEAST_S = 120.0
 #: How long a running machine may be without any worker.
 EMPTY_S = 60.0
 #: Work that no machine fits may gather for so long before the first one is launched for it.
@@ -49,8 +50,6 @@ SPARE = 0.7
 QUEUE = 0.25
 #: Most offers that one look takes in: the cheapest ones.
 OFFERS = 24
-#: Before the end of a billing period, time for a machine to be gone.
-BILLING_MARGIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +104,12 @@ class Scaler:
         self._planned: list[Decision] = []
         self._looked_ms = -PACE_MS
         self._next_ms: int | None = 0
-        self._looked_at = (0, 0, 0)
+        self._looked_at: tuple[int, ...] = ()
         self._starting: dict[InstanceId, OfferId] = {}
         self._shunned: dict[OfferId, _Shunned] = {}
         self._spared_ms = 0
+        #: When work that no machine fits has gathered for long enough.
+        self._gathered_ms: int | None = None
         #: Since when the other machines could do without one of a kind.
         self._spare_since_ms: dict[str, int] = {}
 
@@ -121,10 +122,12 @@ class Scaler:
             self._start_anew()
         if not self._planned and self._is_due(state):
             self._looked_ms = state.now_ms
-            self._looked_at = _news(state)
-            self._next_ms = self._due_ms(state)
+            self._looked_at = moments.news(state)
+            self._next_ms = None
             self._planned = list(self._look(state, weights, predict or estimate.coefficients))
             self._planned.reverse()
+            if self._next_ms is None:
+                self._next_ms = self._due_ms(state)
         while self._planned:
             planned = self._planned.pop()
             if not isinstance(planned, LaunchInstance):
@@ -138,23 +141,60 @@ class Scaler:
         """When to look again if nothing happens before."""
         if state is not self._state or not (state.instances or self.limits.max_instances):
             return None
-        news_ms = self._looked_ms + NEWS_MS if _news(state) != self._looked_at else None
-        return min((at for at in (self._next_ms, news_ms) if at is not None), default=None)
+        due = (self._next_ms, self._news_ms(state))
+        return min((at_ms for at_ms in due if at_ms is not None), default=None)
 
     def _is_due(self, state: State) -> bool:
         if not state.instances and not self.limits.max_instances:
             return False
         if self._next_ms is not None and state.now_ms >= self._next_ms:
             return True
-        return state.now_ms - self._looked_ms >= NEWS_MS and _news(state) != self._looked_at
+        news_ms = self._news_ms(state)
+        return news_ms is not None and state.now_ms >= news_ms
+
+    def _news_ms(self, state: State) -> int | None:
+        """When to look because something has happened."""
+        news = moments.news(state)
+        if news == self._looked_at:
+            return None
+        return self._looked_ms + (NEWS_MS if news[:3] != self._looked_at[:3] else PACE_MS)
 
     def _due_ms(self, state: State) -> int | None:
-        """When to look again: while there is work or a machine, or some are foreseen."""
-        if state.ready or state.instances or self.limits.min_instances:
-            return state.now_ms + PACE_MS
-        ahead_s = [arrivals.next_s(state, key) for key in backlog.soon(state, inf)]
-        least_s = max(0.0, min(ahead_s, default=inf) - FAR_S)
-        return None if least_s == inf else state.now_ms + max(PACE_MS, int(1000 * least_s))
+        """When the passing of time alone could change what it decides; None if it cannot."""
+        now_ms = state.now_ms
+        ends = [self._ends_ms(state, one) for one in state.instances.values()]
+        due = [at_ms for at_ms in ends if at_ms is not None]
+        if self._spare_since_ms:
+            due.append(self._spared_ms + SPARE_MS)
+        if state.ready:
+            due.append(now_ms + WAITING_MS)
+            due += [one.until_ms for one in self._shunned.values() if one.until_ms > now_ms]
+            if self._gathered_ms is not None:
+                due.append(self._gathered_ms)
+        # Work that is foreseen is met by a start that ends when it comes.
+        starts_s = [estimate.startup_s(state, offer) for offer in state.offers.values()]
+        lead_s = min(FAR_S, max(starts_s, default=0.0))
+        for key in backlog.soon(state, inf):
+            ahead_ms = int(1000 * (arrivals.next_s(state, key) - lead_s))
+            due.append(now_ms + max(PACE_MS, ahead_ms) if ahead_ms > 0 else now_ms + WAITING_MS)
+        return max(now_ms + 1, min(due)) if due else None
+
+    def _ends_ms(self, state: State, instance: Instance) -> int | None:
+        """When a machine is given back if nothing happens to it before."""
+        if instance.status is InstanceStatus.LAUNCHING:
+            return instance.launched_ms + int(1000 * moments.late_s(state, instance))
+        if instance.status is not InstanceStatus.RUNNING or not instance.quiet_ms:
+            return None
+        if instance.id not in state.hosted:
+            return instance.quiet_ms + int(1000 * EMPTY_S)
+        if self._keeps(state, instance):
+            return None
+        keep_s = self._keep_s(state, instance)
+        kept_ms = instance.quiet_ms + int(1000 * keep_s)
+        if keep_s > self.limits.quiet_s:
+            # What is foreseen may not come.
+            kept_ms = min(kept_ms, state.now_ms + KEEPING_MS)
+        return max(kept_ms, state.now_ms + PACE_MS, moments.period_ends_ms(state, instance))
 
     def _look(self, state: State, weights: Weights, predict: Predict) -> Iterator[Decision]:
         self._note_failures(state)
@@ -272,6 +312,7 @@ class Scaler:
         return Terms(limits.horizon_s, limits.quiet_s, limits.margin, limits.haste)
 
     def _launches(self, state: State, weights: Weights, predict: Predict) -> Iterator[Decision]:
+        self._gathered_ms = None
         if not self.limits.max_instances or not state.offers:
             return
         market = self.market(state, predict)
@@ -287,9 +328,11 @@ class Scaler:
 
     def _for_nobodys(self, state: State, market: Market, weights: Weights) -> Choice | None:
         """One machine for work that none fits: who has submitted it wants it done."""
-        lonely = [not np.isfinite(row).any() for row in market.on_kinds]
-        old = [state.now_ms - group.oldest_ms >= 1000 * GATHER_S for group in market.groups]
-        rows = [row for row in range(len(market.groups)) if lonely[row] and old[row]]
+        lonely = np.flatnonzero(~np.isfinite(market.on_kinds).any(axis=1)).tolist()
+        ends = {row: market.groups[row].oldest_ms + int(1000 * GATHER_S) for row in lonely}
+        rows = [row for row, end_ms in ends.items() if end_ms <= state.now_ms]
+        later = [end_ms for end_ms in ends.values() if end_ms > state.now_ms]
+        self._gathered_ms = min(later, default=None)
         if not rows:
             return None
         only = Market(
@@ -336,8 +379,7 @@ class Scaler:
     def _why_useless(self, state: State, instance: Instance) -> str:
         now_ms = state.now_ms
         if instance.status is InstanceStatus.LAUNCHING:
-            late_s = max(LATE_LEAST_S, LATE * estimate.startup_s(state, instance.offer))
-            late = now_ms - instance.launched_ms >= 1000 * late_s
+            late = now_ms - instance.launched_ms >= 1000 * moments.late_s(state, instance)
             return "its worker was not heard of in time" if late else ""
         if instance.status is InstanceStatus.TERMINATING:
             return ""
@@ -357,7 +399,7 @@ class Scaler:
         quiet.sort(key=lambda one: (-one.offer.usd_per_hour, one.quiet_ms, one.id))
         for instance in quiet:
             idle_s = (state.now_ms - instance.quiet_ms) / 1000
-            if idle_s < self._keep_s(state, instance) or not _ends_period(state, instance):
+            if idle_s < self._keep_s(state, instance) or not moments.ends_period(state, instance):
                 continue
             if kept <= self.limits.min_instances or self._keeps(state, instance):
                 continue
@@ -402,7 +444,7 @@ class Scaler:
             name = f"{kind.worker.device.kind} {kind.worker.usd_per_hour} {kind.worker.slots}"
             self._spare_since_ms[name] = since_ms = since.get(name, state.now_ms)
             _, again_s = self._again(state, machine)
-            if state.now_ms - since_ms >= 1000 * again_s and _ends_period(state, machine):
+            if state.now_ms - since_ms >= 1000 * again_s and moments.ends_period(state, machine):
                 self._spare_since_ms.clear()
                 reason = "the other machines do its work as well"
                 yield DrainInstance(state.now_ms, machine.id, reason)
@@ -433,10 +475,6 @@ class Scaler:
         return bool((rest.rates().sum(axis=1)[fits] * SPARE * again_s >= 1).all())
 
 
-def _news(state: State) -> tuple[int, int, int]:
-    return len(state.ready), len(state.instances), len(state.offers)
-
-
 def _launch(state: State, choice: Choice, reason: str) -> Iterator[LaunchInstance]:
     for number in range(choice.count):
         instance = InstanceId(f"i{state.next_instance + number}")
@@ -446,12 +484,3 @@ def _launch(state: State, choice: Choice, reason: str) -> Iterator[LaunchInstanc
 def _because(choice: Choice) -> str:
     machines = "one machine" if choice.count == 1 else f"{choice.count} machines"
     return f"{machines} for {choice.group.tasks:.0f} tasks"
-
-
-def _ends_period(state: State, instance: Instance) -> bool:
-    """Whether what has been paid for is nearly used up, so that going on would cost anew."""
-    billing_s = instance.offer.billing_s
-    if billing_s <= 2 * BILLING_MARGIN_S:
-        return True
-    used_s = (state.now_ms - instance.launched_ms) / 1000 % billing_s
-    return billing_s - used_s <= BILLING_MARGIN_S

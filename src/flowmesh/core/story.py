@@ -1,5 +1,6 @@
 """Why the policy chose as it did: what it keeps of its last decisions, for `explain`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flowmesh.core.decisions import Decision
@@ -26,8 +27,8 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """A decision, the best of what was not chosen, and what could not be.
+class Reasons:
+    """The best of what was not chosen, and what could not be.
 
     Attributes:
         runners_up: the best first.
@@ -36,7 +37,41 @@ class Explained:
         held: batch keys that wait for a better worker or a fuller batch, and why, in words.
     """
 
-    decision: Decision
     runners_up: tuple[Alternative, ...] = ()
     excluded: dict[str, int] = field(default_factory=dict)
     held: tuple[str, ...] = ()
+
+
+class Explained:
+    """A decision and its reasons, which are put into words when somebody first asks for them.
+
+    `tell` must have kept all that it needs as it was when the decision was made.
+    """
+
+    __slots__ = ("_tell", "_told", "decision")
+
+    def __init__(self, decision: Decision, tell: Callable[[], Reasons] = Reasons) -> None:
+        self.decision = decision
+        self._tell: Callable[[], Reasons] | None = tell
+        self._told = _NO_REASONS
+
+    @property
+    def reasons(self) -> Reasons:
+        if self._tell is not None:
+            self._told, self._tell = self._tell(), None
+        return self._told
+
+    @property
+    def runners_up(self) -> tuple[Alternative, ...]:
+        return self.reasons.runners_up
+
+    @property
+    def excluded(self) -> dict[str, int]:
+        return self.reasons.excluded
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        return self.reasons.held
+
+
+_NO_REASONS = Reasons()

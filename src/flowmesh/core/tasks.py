@@ -14,22 +14,17 @@
 | any     | (dropped) | FAILED, wanted by nobody, or done for RETAIN_MS  |
 """
 
+from collections.abc import Sequence
+
 from flowmesh.base.ids import LeaseId, RunId, StepId, TaskId, WorkerId
-from flowmesh.base.replacing import replace
+from flowmesh.base.replacing import maker, replace
 from flowmesh.core import checkpoints, money, pool, retry
 from flowmesh.core.events import TaskResult
-from flowmesh.core.records import (
-    Failure,
-    OnError,
-    Step,
-    StepStatus,
-    Task,
-    TaskSpec,
-    TaskStatus,
-)
+from flowmesh.core.records import Failure, OnError, Step, StepStatus, Task, TaskSpec, TaskStatus
 from flowmesh.core.state import Accepted, Spent, State
 
 RETAIN_MS = 120_000
+_task = maker(Task)
 #: Back-offs end on whole multiples of this, so that few distinct times are kept.
 DUE_GRAIN_MS = 100
 
@@ -50,7 +45,7 @@ def want(state: State, step_id: StepId, spec: TaskSpec) -> bool:
         _refile(state, task)
         return True
     run = state.runs[state.steps[step_id].run]
-    task = Task(
+    task = _task(
         spec,
         tenant=run.tenant,
         priority=run.priority,
@@ -130,11 +125,11 @@ def _leave_place(state: State, task: Task) -> None:
             del state.delayed[task.due_ms]
 
 
-def leased(state: State, task_id: TaskId, lease: LeaseId) -> None:
-    task = state.tasks[task_id]
-    assert task.status is TaskStatus.READY, task
-    pool.withdraw(state, task)
-    state.tasks[task_id] = replace(task, status=TaskStatus.LEASED, lease=lease, told_ms=0)
+def leased(state: State, batch: Sequence[Task], lease: LeaseId) -> None:
+    assert all([task.status is TaskStatus.READY for task in batch]), batch
+    pool.withdraw_all(state, batch)
+    for task in batch:
+        state.tasks[task.spec.id] = replace(task, status=TaskStatus.LEASED, lease=lease, told_ms=0)
 
 
 def _pay(state: State, task: Task, runs: tuple[RunId, ...]) -> Task:
@@ -189,6 +184,11 @@ def _second(at_ms: int) -> int:
     return at_ms - at_ms % 1000
 
 
+def remember(state: State, task_id: TaskId) -> None:
+    """A task has succeeded: an expansion that looked for it just before still finds it."""
+    state.done.setdefault(_second(state.now_ms), {})[task_id] = None
+
+
 def _accept(
     state: State, task: Task, result: TaskResult, worker_id: WorkerId, *, final: bool
 ) -> None:
@@ -222,7 +222,7 @@ def _succeeded(state: State, task: Task, result: TaskResult, worker_id: WorkerId
     _leave_place(state, task)
     lease, owner = task.lease, task.owner
     state.tasks[task.id] = replace(task, status=TaskStatus.SUCCEEDED, lease=None)
-    state.done.setdefault(_second(state.now_ms), {})[task.id] = None
+    remember(state, task.id)
     for step_id in state.wants.pop(task.id):
         step = state.steps[step_id]
         if step_id == owner:
@@ -235,9 +235,14 @@ def _succeeded(state: State, task: Task, result: TaskResult, worker_id: WorkerId
 
 
 def _one_less(state: State, step: Step, task_id: TaskId) -> None:
-    """A step's task has settled; after the last one the driver assembles the step."""
-    step = replace(step, pending=step.pending - 1)
+    """A step's task has settled."""
     del state.tasks_of[step.id][task_id]
+    fewer(state, step, 1)
+
+
+def fewer(state: State, step: Step, tasks: int) -> None:
+    """A step waits for fewer tasks; after the last one the driver assembles the step."""
+    step = replace(step, pending=step.pending - tasks)
     if step.pending == 0:
         del state.tasks_of[step.id]
         step = replace(step, status=StepStatus.ASSEMBLING)

@@ -6,7 +6,8 @@ after its next batch; then that batch goes before what pays better. So no tenant
 the queue is behind its share by more than a batch, and one that asks for little is served at
 once, beside whatever backlog of others. Otherwise the best rate goes first.
 
-A tenant whose queue was empty has saved nothing up: it joins level with the least served.
+A tenant whose queue was empty has saved nothing up: it joins level with the least served, and
+just before it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from flowmesh.core.state import State
 SMALL = 0.1
 #: A tenant is owed once it is behind the mean by this share of its next batch.
 BEHIND = 0.25
+#: By this share of its virtual time a tenant that joins is before the least served.
+JUST = 1e-9
 #: What the mean batch remembers of the past after one more.
 MEMORY = 0.98
 
@@ -60,6 +63,7 @@ class Turns:
     def _join(self, state: State, tenant: TenantId) -> None:
         least = min((self.virtual_usd(state, other) for other in self._rows), default=-inf)
         known_usd = state.tenants[tenant].virtual_usd
+        least -= JUST * abs(least)
         self._lifts[tenant] = max(self._left.pop(tenant, known_usd), least) - known_usd
 
     def granted(self, usd: float) -> None:

@@ -35,7 +35,9 @@ class Weights:
         home: place of the store.
         patience_s: wait after which the work of a short run is worth twice as much.
         floor_s: no batch counts as shorter.
-        batch_s: longest batch wanted, but for a task that takes longer alone.
+        batch_s: a batch that takes so long must be worth twice as much a second as a short one:
+            others wait for its end. So it is not much longer than that, or than the longest of
+            its tasks.
         floor_usd_per_hour: what workers cost at least as far as choices go, so that free ones
             are not wasted.
     """
@@ -53,14 +55,14 @@ class Weights:
     home: str = ""
     patience_s: float = 10.0
     floor_s: float = 0.05
-    batch_s: float = 30.0
+    batch_s: float = 300.0
     floor_usd_per_hour: float = 0.01
 
 
 #: By the name of an objective, as runs and deployments give it.
 PRESETS: dict[str, Weights] = {
     "balanced": Weights(),
-    "cost": Weights(worth=2.0, patience_s=120.0, batch_s=120.0, cost=2.0),
+    "cost": Weights(worth=2.0, patience_s=3600.0, batch_s=7200.0, cost=2.0),
     "latency": Weights(worth=16.0, patience_s=2.0, batch_s=8.0, cost=0.5),
     "energy": Weights(worth=2.0, patience_s=60.0, batch_s=120.0, energy=20.0, cost=0.5),
 }
@@ -115,6 +117,7 @@ class Option:
         usd_per_hour: price of the worker.
         wait_s: until it is free, or has started.
         load_s, fetch_s, exec_s: see `events.BatchTiming`.
+        again_s: to load again, afterwards, the engine that has to go for this one.
         moved_gb: bytes to be fetched from another place.
         joules: of the whole batch.
         interruptions_per_hour: of the worker.
@@ -131,6 +134,7 @@ class Option:
     load_s: Quantity = 0.0
     fetch_s: Quantity = 0.0
     exec_s: Quantity = 0.0
+    again_s: Quantity = 0.0
     moved_gb: Quantity = 0.0
     joules: Quantity = 0.0
     interruptions_per_hour: Quantity = 0.0
@@ -151,7 +155,8 @@ class Score:
         energy: electricity, and carbon where it has a price.
         risk: of an interruption, times what would be lost.
         wait_s: until the worker is free, or has started.
-        load_s, fetch_s, exec_s: see `events.BatchTiming`.
+        load_s: of the engine, and again of the one that has to go for it, if that is wanted.
+        fetch_s, exec_s: see `events.BatchTiming`.
     """
 
     value: float = 0.0
@@ -180,7 +185,8 @@ class Score:
 def score(option: Option, weights: Weights) -> Score:
     """What `option` is worth. Of arrays, the fields of the score are arrays too."""
     price = np.maximum(option.usd_per_hour, weights.floor_usd_per_hour) / 3600
-    busy_s = option.load_s + option.fetch_s + option.exec_s
+    load_s = option.load_s + option.again_s
+    busy_s = load_s + option.fetch_s + option.exec_s
     value = weights.worth * option.importance * option.reference_usd
     path = weights.worth * option.importance * weights.path * option.path_usd
     kwh_usd = weights.usd_per_kwh + weights.kg_co2_per_kwh * weights.usd_per_kg_co2
@@ -195,7 +201,7 @@ def score(option: Option, weights: Weights) -> Score:
         energy=weights.energy * kwh_usd * option.joules / JOULES_PER_KWH,
         risk=weights.risk * interrupted * price * np.minimum(option.redo_s, busy_s),
         wait_s=option.wait_s,
-        load_s=option.load_s,
+        load_s=load_s,
         fetch_s=option.fetch_s,
         exec_s=option.exec_s,
     )

@@ -26,6 +26,7 @@ class StepWorth:
         deadline_ms: of its run; infinite for none.
         path_usd: of what comes after the step, for each task that it still waits for.
         objective: of its run.
+        pending: its tasks that have not ended.
     """
 
     importance: float
@@ -34,6 +35,7 @@ class StepWorth:
     deadline_ms: float
     path_usd: float
     objective: str
+    pending: int
 
 
 class Worths:
@@ -74,6 +76,7 @@ class Worths:
             deadline_ms=run.deadline_ms or inf,
             path_usd=later_usd / pending,
             objective=run.objective,
+            pending=pending,
         )
 
     def _later_usd(self, state: State, step: Step, task_usd: float) -> float:

@@ -156,9 +156,7 @@ class Client:
         answer = self.transport.request("POST", "/v1/runs", body=request)
         return Run(self, RunView.model_validate_json(answer))
 
-    def _request(
-        self, prepared: Prepared, key: str | None, limits: Limits | None
-    ) -> CreateRun:
+    def _request(self, prepared: Prepared, key: str | None, limits: Limits | None) -> CreateRun:
         """What starts a run; all that it names is in the server's store."""
         if key is not None and not _KEY.fullmatch(key):
             raise SpecError(Problem(f"{key!r:.100} is no key: 1 to 100 letters, digits, . _ -"))

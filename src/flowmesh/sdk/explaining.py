@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from flowmesh.base.errors import Problem, SpecError
 from flowmesh.planning import OfferBody, PlanRequest, PlanView, RunExplanation, TaskExplanation
 from flowmesh.wire import CreateRun
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 _PLAN_S = 600.0
 #: How long a server that was just started may take for its first worker.
 _WORKER_S = 10.0
+#: How a task may be named.
+_NAMED = "RUN:STEP:ROW, or the first digits of a fingerprint"
 #: What stands behind a step's name: a row, and a sample of it.
 _PLACE = re.compile(r"(.+):(\d{1,9})(?:\.(\d{1,9}))?")
 
@@ -38,6 +41,8 @@ def explain_run(client: "Client", run: str) -> RunExplanation:
 def explain_task(client: "Client", task: str) -> TaskExplanation:
     """Of a fingerprint's beginning, or `RUN:STEP[:ROW[.SAMPLE]]`. Raises NotFound, SpecError."""
     run, colon, rest = task.partition(":")
+    if not run or "/" in run:
+        raise SpecError(Problem(f"{task!r:.100} is no task; expected {_NAMED}"))
     if not colon:
         answer = client.transport.request("GET", f"/v1/tasks/{quote(task, safe='')}/explain")
         return TaskExplanation.model_validate_json(answer)

@@ -20,6 +20,10 @@ from flowmesh.stores.trees import Manifest, read_manifest
 _KEPT = 1000
 #: A configuration that is larger is none.
 _CONFIG_LIMIT_BYTES = 1 << 20
+#: A manifest may claim any sizes for its files.
+_MOST_BYTES = 1 << 53
+#: Layers, heads, widths: figures beyond it are errors.
+_MOST = 1e6
 _NUMBER_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -55,7 +59,7 @@ class Models:
         return Demand(
             operator=f"{op.name}@{op.version}",
             trees=tuple(Tree(digest, one.size_bytes) for digest, one in figures.items()),
-            weights_bytes=round(parameters * number_bytes),
+            weights_bytes=min(round(parameters * number_bytes), _MOST_BYTES),
             flops_per_token=op.flops_per_parameter * parameters,
             cache_bytes_per_token=number_bytes * sum(one.cache_numbers for one in figures.values()),
             shares_prefixes=op.shares_prefixes,
@@ -88,8 +92,9 @@ class Models:
         weights_bytes = sum(
             file.digest.size_bytes for file in manifest.files if file.path.endswith(".safetensors")
         )
-        parameters = weights_bytes / _NUMBER_BYTES.get(stored, 4)
-        return Figures(manifest.size_bytes, parameters, _cache_numbers(config))
+        parameters = min(weights_bytes, _MOST_BYTES) / _NUMBER_BYTES.get(stored, 4)
+        size_bytes = min(manifest.size_bytes, _MOST_BYTES)
+        return Figures(size_bytes, parameters, _cache_numbers(config))
 
     def _config(self, manifest: Manifest) -> dict[str, Any]:
         for file in manifest.files:
@@ -110,7 +115,8 @@ def _digests(node: StepNode, bound: Mapping[str, Bound], kind: str) -> Iterator[
 
 def _cache_numbers(config: Mapping[str, Any]) -> float:
     """Keys and values of a token in all layers, of a model that writes; 0 of others."""
-    if not any("ForCausalLM" in str(name) for name in config.get("architectures") or ()):
+    names = config.get("architectures")
+    if not isinstance(names, list) or not any("ForCausalLM" in str(name) for name in names):
         return 0.0
     layers, heads = _count(config, "num_hidden_layers"), _count(config, "num_attention_heads")
     kept = _count(config, "num_key_value_heads") or heads
@@ -120,4 +126,6 @@ def _cache_numbers(config: Mapping[str, Any]) -> float:
 
 def _count(config: Mapping[str, Any], name: str) -> float:
     value = config.get(name)
-    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
+    if not isinstance(value, int | float) or not 0 < value <= _MOST:
+        return 0.0
+    return float(value)

@@ -23,7 +23,7 @@ from flowmesh.core.events import (
 )
 from flowmesh.core.forecast import snapshot
 from flowmesh.core.machine import ControlPlane
-from flowmesh.core.needs import unmet
+from flowmesh.core.needs import PATIENCE_MS, unmet
 from flowmesh.core.plan import Policy
 from flowmesh.core.records import Step, StepStatus
 from flowmesh.core.state import Changes
@@ -228,12 +228,15 @@ class Driver:
                 return
             await asyncio.sleep(0.05)
 
-    def unmet(self, run: RunId) -> dict[str, str]:
-        """By the names of a run's steps: what their tasks wait for that no worker or quota has."""
+    def unmet(self, run: RunId, patience_ms: int = PATIENCE_MS) -> dict[str, str]:
+        """By the names of a run's steps: what their tasks wait for that no worker or quota has.
+
+        That no worker fits is told of tasks that have been ready for `patience_ms`.
+        """
         state, now_ms = self.plane.state, self.now_ms()
         known = state.runs.get(run)
         told = {
-            step: unmet(state, step, now_ms) or waits_for(state, step)
+            step: unmet(state, step, now_ms, patience_ms) or waits_for(state, step)
             for step in (known.steps if known else ())
         }
         return {step.removeprefix(f"{run}/"): words for step, words in told.items() if words}

@@ -72,7 +72,11 @@ async def explain_a_task(task: str, tenant: Tenant, driver: TheDriver) -> TaskEx
         )
         raise SpecError(Problem(message))
     found = await asyncio.to_thread(_named, driver, task)
-    return await _explained(driver, tenant, _Asked(found))
+    try:
+        return await _explained(driver, tenant, _Asked(found))
+    except NotFound:
+        # No more of another tenant's fingerprint than was asked with.
+        raise _unknown(task) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,7 @@ def _named(driver: Driver, prefix: str) -> TaskId:
         found += [TaskId(task) for (task,) in rows]
     distinct = list(dict.fromkeys(found))
     if len(distinct) > 1:
-        shown = ", ".join(task[: len(prefix) + 4] for task in distinct[:3])
-        raise SpecError(Problem(f"{prefix} begins {len(distinct)} tasks or more: {shown} ..."))
+        raise SpecError(Problem(f"{prefix} begins several tasks: give more of its digits"))
     if not distinct:
         raise _unknown(prefix)
     return distinct[0]
@@ -193,6 +196,9 @@ class _Answer:
             self._lease(int(lease))
         elif task is not None and self._live.outlook is not None:
             self._waits(task, self._live.outlook)
+        elif task is None:
+            failed = self._read("SELECT 1 FROM failures WHERE task = ? LIMIT 1", (self._task,))
+            made.status = "failed" if failed else "cancelled"
         made.op = made.batch_key.partition("@")[0]
         made.relation = self._relation(result)
         made.words = list(_words(made, self._kept_left))
@@ -236,7 +242,7 @@ class _Answer:
         """How the run that was asked about came by it."""
         run = self._asked.run
         if result is None:
-            return "open" if self._live.task is not None else "failed"
+            return "open" if self._live.task is not None else self._made.status
         if not run or result["run"] == run:
             return "executed"
         return "joined" if run in self._made.runs else "reused"
@@ -323,6 +329,9 @@ def _words(made: TaskExplanation, kept: tuple[int, int] | None) -> Iterator[str]
     if made.granted_ms is None:
         if made.waits_for:
             yield f"it waits for {made.waits_for}"
+        yield from (f"of the workers, {count} {why}" for why, count in made.why_not.items())
+        if made.status == "cancelled":
+            yield "no run wants it any more, and nothing came of it"
         return
     if made.waited_s is not None:
         yield (

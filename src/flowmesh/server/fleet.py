@@ -100,8 +100,10 @@ class Fleet:
 
     async def ask_for_offers(self, provider: Provider) -> None:
         """Raises ProviderError."""
-        offers = await _within(provider.offers())
-        await self._step(OffersListed(self._now_ms(), provider.name, tuple(offers)))
+        told = map(renting.believable, await _within(provider.offers()))
+        # An infinite figure cannot even be journaled.
+        offers = tuple(offer for offer in told if offer is not None)
+        await self._step(OffersListed(self._now_ms(), provider.name, offers))
 
     async def tend_once(self, provider: Provider) -> bool:
         """Tell the core what is there, then do what it wants; True if another look is due soon.
@@ -163,3 +165,8 @@ async def _within(call: Awaitable[Answer]) -> Answer:
             return await call
     except TimeoutError as error:
         raise ProviderError(f"it did not answer within {CALL_S:.0f} s") from error
+    except (ProviderError, LaunchRefused):
+        raise
+    except Exception as error:
+        # A mistake in a provider's code may not end the server.
+        raise ProviderError(f"it failed: {type(error).__name__}: {error}") from error

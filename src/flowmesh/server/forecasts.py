@@ -178,7 +178,7 @@ def offered(body: OfferBody, runtimes: tuple[str, ...]) -> Offer:
         "given",
         body.runtimes or runtimes,
         body.usd_per_hour,
-        replace(device, **figures),
+        replace(device, **figures).believable(),
         slots=body.slots,
         devices=body.devices,
         startup_s=body.startup_s,

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from flowmesh.base.errors import Problem, SpecError
 from flowmesh.base.ids import TenantId
@@ -34,15 +42,27 @@ def _bytes(value: Any) -> Any:
     return size_bytes(value) if isinstance(value, str) else value
 
 
+def _not_zero(value: float) -> float:
+    """Within the core 0 is no limit; whoever writes it means that nothing is allowed."""
+    if not value:
+        raise ValueError("0 is no quota: leave it out for no limit")
+    return value
+
+
+_Limit = AfterValidator(_not_zero)
+
+
 class _Said(BaseModel):
-    """One tenant of the file; 0 is no limit."""
+    """One tenant of the file; what is left out is 0, no limit."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     weight: Annotated[float, Field(gt=0, le=WEIGHT_LIMIT)] = 1.0
-    leases: Annotated[int, Field(ge=0, le=COUNT_LIMIT)] = 0
-    usd_per_day: Annotated[float, Field(ge=0, le=1e9)] = 0.0
-    stored_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, le=COUNT_LIMIT)] = 0
+    leases: Annotated[int, Field(ge=0, le=COUNT_LIMIT), _Limit] = 0
+    usd_per_day: Annotated[float, Field(ge=0, le=1e9), _Limit] = 0.0
+    stored_bytes: Annotated[
+        int, BeforeValidator(_bytes), Field(ge=0, le=COUNT_LIMIT), _Limit
+    ] = 0
 
 
 _NAME = Annotated[str, Field(pattern=REGISTERED_PATTERN)]

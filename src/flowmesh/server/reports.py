@@ -1,7 +1,5 @@
 """From what a worker says to what the core hears. Nothing that it says is believed unread."""
 
-import math
-
 import msgspec
 
 from flowmesh.base.digest import Digest
@@ -9,6 +7,7 @@ from flowmesh.base.ids import InstanceId, LeaseId, TaskId, WorkerId
 from flowmesh.core.events import BatchTiming, TaskResult, WorkerSynced
 from flowmesh.core.fleet import Device
 from flowmesh.core.records import Failure
+from flowmesh.core.renting import LEAST_USD_PER_HOUR
 from flowmesh.spec.action import Result
 from flowmesh.wire import COUNT_LIMIT, SyncRequest, TaskReport
 
@@ -21,14 +20,14 @@ def synced(request: SyncRequest, at_ms: int) -> WorkerSynced:
         WorkerId(info.worker),
         info.runtimes,
         info.slots,
-        info.usd_per_hour,
+        info.usd_per_hour if info.usd_per_hour >= LEAST_USD_PER_HOUR else 0.0,
         info.warm,
         tuple(_task_result(report) for report in request.reports),
         request.leaving,
         info.devices,
         info.memory_bytes,
         request.draining,
-        Device(**info.device.model_dump()),
+        Device(**info.device.model_dump()).believable(),
         info.place,
         tuple(info.holds),
         InstanceId(info.instance),
@@ -58,8 +57,8 @@ def _task_done(report: TaskReport, result: Result) -> TaskResult:
     """Raises nothing: a worker that tells nonsense of a task has failed it."""
     ended = (LeaseId(report.lease), TaskId(report.task))
     usage = result.usage
-    taken = (usage.seconds, usage.joules or 0.0, float(usage.generated_tokens))
-    if not all(math.isfinite(amount) and 0 <= amount <= COUNT_LIMIT for amount in taken):
+    taken = (usage.seconds, usage.joules or 0.0, usage.generated_tokens)
+    if not all(0 <= amount <= COUNT_LIMIT for amount in taken):
         told = f"a task took {usage.seconds} seconds, {usage.joules} joules"
         message = f"{told} and wrote {usage.generated_tokens} tokens"
         return TaskResult(*ended, Failure.INTERNAL, message=message)

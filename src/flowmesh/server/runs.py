@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from flowmesh.base.ids import RunId
+from flowmesh.core.needs import PATIENCE_MS
 from flowmesh.server.auth import Tenant, TheDriver
 from flowmesh.server.driver import Driver
 from flowmesh.server.lineage import Lineage
@@ -82,7 +83,7 @@ async def _events(driver: Driver, run: RunId, tenant: str) -> AsyncIterator[byte
     with driver.signals.watching(run) as watcher:
         while True:
             watcher.changed.clear()
-            view = await _view(driver, run, tenant)
+            view = await _view(driver, run, tenant, PATIENCE_MS)
             unmet = driver.unmet(run)
             yield as_event(view)
             if view.status != "running" or driver.signals.closing:
@@ -94,12 +95,15 @@ async def _events(driver: Driver, run: RunId, tenant: str) -> AsyncIterator[byte
                 yield b": still here\n\n"
 
 
-async def _view(driver: Driver, run: RunId, tenant: str) -> RunView:
-    """From the tables; and from memory, what its steps wait for in vain. Raises NotFound."""
+async def _view(driver: Driver, run: RunId, tenant: str, patience_ms: int = 0) -> RunView:
+    """From the tables; and from memory, what its steps wait for in vain. Raises NotFound.
+
+    Whoever follows a run hears of it with patience; whoever asks is told how it is now.
+    """
     view = await asyncio.to_thread(Views(driver).run, run, tenant)
     if (known := driver.plane.state.runs.get(run)) is not None:
         view.held_usd = known.held_usd
-    unmet = driver.unmet(run)
+    unmet = driver.unmet(run, patience_ms)
     for step in view.steps:
         step.waits_for = unmet.get(step.step, "")
     return view

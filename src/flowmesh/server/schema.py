@@ -117,6 +117,8 @@ VERSION_4 = (
     "ALTER TABLE leases ADD COLUMN timing TEXT NOT NULL DEFAULT ''",
     # `forecast` is `planning.PlanView`, made when the run was submitted.
     "CREATE TABLE forecasts (run TEXT PRIMARY KEY, forecast TEXT NOT NULL) WITHOUT ROWID",
+    # The state has another shape: the law makes it anew from the journal, which is whole.
+    "DELETE FROM checkpoints",
 )
 
 MIGRATIONS = (VERSION_1, VERSION_2, VERSION_3, VERSION_4)

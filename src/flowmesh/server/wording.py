@@ -39,7 +39,10 @@ _EXCLUDED = {
 
 def usd(amount: float) -> str:
     """Two digits that count: $0.0042."""
-    return f"${amount:.2f}" if abs(amount) >= 1 else f"${float(f'{amount:.2g}'):.10f}".rstrip("0")
+    sign, amount = "-" if amount < 0 else "", abs(amount)
+    if amount >= 1:
+        return f"{sign}${amount:.2f}"
+    return f"{sign}${float(f'{amount:.2g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def short_key(batch_key: str) -> str:

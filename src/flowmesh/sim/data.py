@@ -9,6 +9,8 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import datetime
+from io import StringIO
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +56,7 @@ def azure(path: Path) -> tuple[Floats, Floats]:
     """Seconds since the first request; (prompt, output) tokens, `[requests, 2]`."""
     times: list[float] = []
     tokens: list[tuple[int, int]] = []
-    for row in _rows(path):
+    for row in rows(path):
         stamp = row["TIMESTAMP"][:26]
         times.append(datetime.fromisoformat(stamp).timestamp())
         tokens.append((int(row["ContextTokens"]), int(row["GeneratedTokens"])))
@@ -64,14 +66,13 @@ def azure(path: Path) -> tuple[Floats, Floats]:
 
 def mooncake(path: Path) -> list[list[int]]:
     """The hashes of every request's blocks of 512 prompt tokens."""
-    with path.open() as file:
-        return [json.loads(line)["hash_ids"] for line in file]
+    return [json.loads(line)["hash_ids"] for line in text(path).splitlines()]
 
 
 def servegen(path: Path) -> dict[str, tuple[float, float]]:
     """By tenant: its mean rate in requests/s, and the median CV of its gaps."""
     windows: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(path):
+    for row in rows(path):
         name = f"{row['category']}-{row['client']}"
         pair = (float(row["rate_req_s"]), float(row["iat_cv"] or "nan"))
         windows.setdefault(name, []).append(pair)
@@ -85,32 +86,45 @@ def servegen(path: Path) -> dict[str, tuple[float, float]]:
 
 def gavel(path: Path) -> Floats:
     """Seconds at which the jobs of a Gavel trace arrive."""
-    with path.open() as file:
-        return np.sort(np.asarray([float(line.split("\t")[5]) for line in file]))
+    return np.sort(np.asarray([float(one.split("\t")[5]) for one in text(path).splitlines()]))
 
 
 def seconds(path: Path) -> Floats:
-    """A user's arrivals: one number of seconds a line, in the first column of a CSV."""
+    """A user's arrivals: one number of seconds a line, in the first column of a CSV, in order.
+
+    The first line may be a header. Raises SpecError, with the line.
+    """
     found: list[float] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        text = line.split(",")[0].strip()
+    for number, line in enumerate(text(path).splitlines(), 1):
+        told = line.split(",")[0].strip()
         try:
-            found.append(float(text))
+            at_s = float(told)
         except ValueError:
-            if number > 1 and text:
-                message = f"{text!r} is no number of seconds"
+            if number > 1 and told:
+                message = f"{told!r} is no number of seconds"
                 raise SpecError(Problem(message, str(path), number)) from None
+            continue
+        if not isfinite(at_s) or at_s < 0:
+            message = f"{told!r} is no time: expected seconds from 0 on"
+            raise SpecError(Problem(message, str(path), number))
+        if found and at_s < found[-1]:
+            message = f"{told} is before the arrival above it, {found[-1]:g}: they are in order"
+            raise SpecError(Problem(message, str(path), number))
+        found.append(at_s)
     if not found:
         raise SpecError(Problem("the file holds no arrival", str(path)))
-    return np.sort(np.asarray(found))
+    return np.asarray(found)
 
 
 def bamboo(path: Path) -> list[tuple[float, bool]]:
     """Second and whether a machine was taken away (else: it came), in order."""
     found: list[tuple[float, bool]] = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(text(path).splitlines(), 1):
         parts = line.split(",")
         if len(parts) == 3 and parts[1] in ("add", "remove"):
+            if not parts[0].strip().isdecimal():
+                message = f"{parts[0]!r} is no number of milliseconds"
+                raise SpecError(Problem(message, str(path), number))
             found.append((float(parts[0]) / 1000, parts[1] == "remove"))
     if not found:
         raise SpecError(Problem("the file holds no `milliseconds,add|remove,node`", str(path)))
@@ -122,6 +136,7 @@ def prices(path: Path) -> dict[str, dict[str, float]]:
 
     The columns are `gpu` and some of `on_demand`, `marketplace`, `spot` (or as in
     `gpu_price_summary.csv`, `on_demand_median`, `vast_marketplace_median`, `spot_median`).
+    Raises SpecError, with the line.
     """
     names = {
         "on_demand": ("on_demand", "on_demand_median"),
@@ -129,10 +144,10 @@ def prices(path: Path) -> dict[str, dict[str, float]]:
         "spot": ("spot", "spot_median"),
     }
     found: dict[str, dict[str, float]] = {}
-    for number, row in enumerate(_rows(path), 2):
+    for number, row in enumerate(rows(path), 2):
         try:
             told = {
-                kind: float(row[column])
+                kind: _price(row[column])
                 for kind, columns in names.items()
                 for column in columns
                 if row.get(column)
@@ -145,6 +160,32 @@ def prices(path: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    with path.open(newline="") as file:
-        yield from csv.DictReader(file)
+def _price(told: str) -> float:
+    usd_per_hour = float(told)
+    if not isfinite(usd_per_hour) or usd_per_hour < 0:
+        raise ValueError(f"{told!r} is no price: expected USD/h from 0 on")
+    return usd_per_hour
+
+
+def rows(path: Path) -> Iterator[dict[str, str]]:
+    """Of a CSV with a header. Raises SpecError where it is none."""
+    try:
+        yield from csv.DictReader(StringIO(text(path), newline=""))
+    except csv.Error as error:
+        raise SpecError(Problem(f"is no CSV: {error}", str(path))) from None
+
+
+def text(path: Path) -> str:
+    """A whole file. Raises SpecError, with the line, where it is no text in UTF-8."""
+    try:
+        data = path.read_bytes()
+        found = data.decode("utf-8-sig")
+    except OSError as error:
+        raise SpecError(Problem(f"cannot be read: {error.strerror}", str(path))) from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise SpecError(Problem("is no text in UTF-8", str(path), line)) from None
+    if "\0" in found:
+        line = found[: found.index("\0")].count("\n") + 1
+        raise SpecError(Problem("is no text: there is a zero byte", str(path), line))
+    return found

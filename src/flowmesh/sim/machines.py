@@ -87,7 +87,8 @@ class Box:
     draining: bool = False
     running: dict[LeaseId, Running] = field(default_factory=dict)
     warm: dict[str, None] = field(default_factory=dict)
-    loaded: tuple[object, ...] = ()
+    #: By warm batch key, the engine behind it: several operators may share one.
+    loaded: dict[str, tuple[object, ...]] = field(default_factory=dict)
     holds: dict[str, None] = field(default_factory=dict)
     busy_s: float = 0.0
     drawn_j: float = 0.0
@@ -126,13 +127,18 @@ class Box:
         if kind.key in self.warm or kind.engine.kind == "tool":
             self.warm[kind.key] = None
             return fetch_s, missing, 0.0, 0
+        engine = (kind.engine.kind, kind.engine.model, kind.engine.resident_bytes)
+        if engine in (self.loaded[key] for key in self.warm if key in self.loaded):
+            # Another operator on what is loaded already.
+            self.warm[kind.key], self.loaded[kind.key] = None, engine
+            return fetch_s, missing, 0.0, 0
         # An engine takes what memory there is: the one that was loaded first has to go.
         spec = truth.spec(self.machine)
         stays = (spec.engines if spec else 1) - 1
         loaded = [key for key in self.warm if not key.startswith("tool")]
         for key in loaded[: max(0, len(loaded) - stays)]:
             del self.warm[key]
-        self.warm[kind.key] = None
+        self.warm[kind.key], self.loaded[kind.key] = None, engine
         rate = self.device.load_bytes_per_s or 1e9
         load_s = truth.load_s(kind.engine, self.machine, rate)
         model = kind.engine.model

@@ -90,13 +90,63 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Least:
-    """For each row of an engine, the least it takes on one kind of machine."""
+class Cost:
+    """What the rows of an engine cost at least on one kind of machine, in one unit.
 
-    seconds: FloatArray
-    joules: FloatArray
-    prefix_s: float  #: a token of a shared beginning, which is read once
-    prefix_j: float
+    Attributes:
+        rows: of each row, at least 0; adds up over any batches.
+        prefix: a token of a shared beginning, which is read once.
+        cross: over batches, a sum of so much times `rows x mean(output) x mean(prompt)`.
+        square: likewise, of `rows x mean(output)^2`.
+    """
+
+    rows: FloatArray
+    prefix: float = 0.0
+    cross: float = 0.0
+    square: float = 0.0
+
+    def times(self, rate: float) -> "Cost":
+        return Cost(rate * self.rows, rate * self.prefix, rate * self.cross, rate * self.square)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.rows + other.rows,
+            self.prefix + other.prefix,
+            self.cross + other.cross,
+            self.square + other.square,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What an engine's rows take at least on one kind of machine, whatever the batches."""
+
+    seconds: Cost
+    joules: Cost
+
+
+#: Tangents that `total` tries; it is concave in what they vary.
+TANGENTS = 33
+
+
+def total(work: Work, costs: Sequence[Cost], crossed: float | None = None) -> float:
+    """What all rows cost at least, shared beginnings apart, each on one of several machines.
+
+    `crossed`: the least sum of output times prompt over all matchings, if it is known.
+    """
+    cross = min(one.cross for one in costs)
+    if crossed is None:
+        crossed = float(potentials(work.output, work.prompt).sum())
+    fixed = [one.rows + (one.cross - cross) * work.prompt.min() * work.output for one in costs]
+    roots = [one.square**0.5 for one in costs]
+    mean = float(work.output.mean())
+    found = 0.0
+    for root in np.linspace(0.0, max(roots) * mean, TANGENTS if max(roots) else 1):
+        each = [
+            own + 2 * root * slope * work.output for own, slope in zip(fixed, roots, strict=True)
+        ]
+        found = max(found, float(np.min(each, axis=0).sum()) - len(work) * float(root) ** 2)
+    return found + cross * crossed
 
 
 def bound(works: Sequence[Work], offered: Sequence[Offered], truth: Truth) -> Bound:
@@ -112,15 +162,14 @@ def bound(works: Sequence[Work], offered: Sequence[Offered], truth: Truth) -> Bo
             raise ValueError(f"{work.engine.operator} fits no machine")
         used += [one for one, _ in fitting if one not in used]
         tokens = _prefix_once(work)
-        usd_rows = np.min([one.usd_per_s * took.seconds for one, took in fitting], axis=0)
-        j_rows = np.min([took.joules for _, took in fitting], axis=0)
-        prefix_usd = min(one.usd_per_s * took.prefix_s for one, took in fitting)
-        prefix_j = min(took.prefix_j for _, took in fitting)
+        crossed = float(potentials(work.output, work.prompt).sum())
+        in_usd = [took.seconds.times(one.usd_per_s) for one, took in fitting]
+        in_j = [took.joules for _, took in fitting]
         name = work.engine.operator + (f"/{work.engine.model.name}" if work.engine.model else "")
-        usd = float(usd_rows.sum()) + tokens * prefix_usd
+        usd = total(work, in_usd, crossed) + tokens * min(one.prefix for one in in_usd)
         by_engine[name] = by_engine.get(name, 0.0) + usd
         load_usd += min(one.usd_per_s * _load_s(work, one, truth) for one, _ in fitting)
-        joules += float(j_rows.sum()) + tokens * prefix_j
+        joules += total(work, in_j, crossed) + tokens * min(one.prefix for one in in_j)
         joules += min(one.machine.idle_w * _load_s(work, one, truth) for one, _ in fitting)
     startup_usd = min((one.usd_per_hour / 3600 * one.startup_s for one in used), default=0.0)
     joules += min((one.machine.idle_w * one.startup_s for one in used), default=0.0)
@@ -195,20 +244,18 @@ def _generate(work: Work, offered: Offered, truth: Truth) -> Least:
     attention = 2 * model.layers * model.query_size * work.prompt**2
     share = float((read / np.maximum(work.prompt, 1.0)).min())
     prefill_s = read * a_token + share * attention / flops
-    context = work.prompt + output / 2
     cache_s = model.cache_bytes_per_token / (bandwidth * engines.CACHE_SHARE)
-    looking_s = cache_s * potentials(output, context)
-    looking_s += output * engines.ROW_STEP_S
+    looking = Cost(output * engines.ROW_STEP_S, cross=cache_s, square=cache_s / 2)
     step_s = engines.STEP_S + (engines.EXCHANGE_S * 2 * model.layers if machine.gpus > 1 else 0)
     each = Step(model.weights_bytes / bandwidth, a_token, step_s)
     idle_w, above_w = machine.idle_w / offered.slots, machine.busy_w - machine.idle_w
     batch_s = engines.BATCH_S["generate"] / work.max_batch
-    decode_s, decode_j = _decode(work, each, _most_rows(work, machine), (idle_w, above_w))
-    seconds = batch_s + prefill_s + decode_s + looking_s
+    decode, decode_j = _decode(work, each, _most_rows(work, machine), (idle_w, above_w))
     low_w = idle_w + engines.DECODE_POWER * above_w
     prefill_w = idle_w + engines.PREFILL_POWER * above_w
-    joules = batch_s * idle_w + prefill_s * prefill_w + decode_j + looking_s * low_w
-    return Least(seconds, joules, a_token, a_token * prefill_w)
+    begun = Cost(batch_s + prefill_s, a_token)
+    begun_j = Cost(batch_s * idle_w + prefill_s * prefill_w, a_token * prefill_w)
+    return Least(begun + decode + looking, begun_j + decode_j + looking.times(low_w))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,27 +284,26 @@ def _most_rows(work: Work, machine: Machine) -> Room:
     return Room(most, tokens)
 
 
-def _decode(
-    work: Work, step: Step, room: Room, watts: tuple[float, float]
-) -> tuple[FloatArray, FloatArray]:
-    """Seconds and joules of each row's decode steps, without looking back on its context.
+def _decode(work: Work, step: Step, room: Room, watts: tuple[float, float]) -> tuple[Cost, Cost]:
+    """Seconds and joules of the decode steps, without looking back on the context.
 
     Two bounds are made, from either limit on the rows at one time; the better one counts.
     """
     idle_w, above_w = watts
     low_w = idle_w + engines.DECODE_POWER * above_w
     full = float(np.hypot(step.reading_s / room.most, step.row_s)) + step.fixed_s / room.most
-    by_count = full * work.output
-    both = work.prompt + work.output
-    share = float(both.mean()) / room.tokens
+    by_count = Cost(full * work.output)
+    share = float((work.prompt + work.output).mean()) / room.tokens
     tangent = float(np.hypot(step.reading_s * share, step.row_s))
-    slope = step.reading_s**2 * share / tangent + step.fixed_s
-    by_memory = work.output * step.row_s**2 / tangent
-    by_memory = by_memory + slope / room.tokens * potentials(work.output, both)
-    seconds = by_count if by_count.sum() >= by_memory.sum() else by_memory
-    counted_j = least_joules(step, room.most, watts) * work.output
-    held_j = seconds * low_w
-    return seconds, counted_j if counted_j.sum() >= held_j.sum() else held_j
+    slope = (step.reading_s**2 * share / tangent + step.fixed_s) / room.tokens
+    by_memory = Cost(work.output * step.row_s**2 / tangent, cross=slope, square=slope)
+    seconds = _larger(work, by_count, by_memory)
+    counted_j = Cost(least_joules(step, room.most, watts) * work.output)
+    return seconds, _larger(work, counted_j, seconds.times(low_w))
+
+
+def _larger(work: Work, one: Cost, other: Cost) -> Cost:
+    return one if total(work, [one]) >= total(work, [other]) else other
 
 
 def least_joules(step: Step, most: int, watts: tuple[float, float]) -> float:
@@ -281,7 +327,8 @@ def _train(work: Work, offered: Offered, truth: Truth) -> Least:
     each = work.engine.flops_per_parameter * model.parameters / (flops * engines.TRAINING_SHARE)
     seconds = work.prompt * each + engines.BATCH_S["train"] / work.max_batch
     above_w = engines.TRAINING_POWER * (machine.busy_w - machine.idle_w)
-    return Least(seconds, seconds * (machine.idle_w / offered.slots + above_w), 0.0, 0.0)
+    watts = machine.idle_w / offered.slots + above_w
+    return Least(Cost(seconds), Cost(seconds * watts))
 
 
 def _tool(work: Work, offered: Offered) -> Least:
@@ -290,7 +337,7 @@ def _tool(work: Work, offered: Offered) -> Least:
     seconds = np.zeros(len(work)) + a_row
     above_w = (machine.busy_w - machine.idle_w) if machine.is_cpu else engines.TOOL_W
     watts = machine.idle_w / offered.slots + engines.TOOL_POWER * above_w
-    return Least(seconds, seconds * watts, 0.0, 0.0)
+    return Least(Cost(seconds), Cost(seconds * watts))
 
 
 def _by_coefficients(work: Work, offered: Offered, truth: Truth) -> Least:
@@ -307,4 +354,4 @@ def _by_coefficients(work: Work, offered: Offered, truth: Truth) -> Least:
     seconds = seconds + of("fixed_s") / work.max_batch
     watts = spec.idle_w / offered.slots + (spec.busy_w - spec.idle_w)
     prefix_s = of("prompt_s")
-    return Least(seconds, seconds * watts, prefix_s, prefix_s * watts)
+    return Least(Cost(seconds, prefix_s), Cost(seconds * watts, prefix_s * watts))

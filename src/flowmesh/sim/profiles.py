@@ -10,13 +10,13 @@ Helix (Apache-2.0), per layer, for A100-40, V100, L4, T4. All others are extrapo
 nearest of those, and say so.
 """
 
-import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from flowmesh.base.errors import Problem, SpecError
+from flowmesh.sim import data
 from flowmesh.sim.devices import GPUS
 
 #: Tokens at once from which arithmetic rules, and up to which reading does.
@@ -94,19 +94,20 @@ def points(path: Path) -> list[Point]:
     A column `layer_parameters` tells of models that are not known here. Raises SpecError.
     """
     found: list[Point] = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            parameters = row.get("layer_parameters") or LAYER_PARAMETERS.get(row.get("model", ""))
-            if parameters is None:
-                continue
-            try:
-                ms = float(row.get("ms") or row["linear_ops_ms_per_layer_median_sum"])
-                gpus, tokens = int(row["tensor_parallel"]), int(row["num_tokens"])
-            except (KeyError, ValueError) as error:
-                raise SpecError(Problem(f"a profile lacks {error}", str(path))) from None
-            gpu = NAMES.get(row["gpu"], row["gpu"])
-            if ms > 0 and tokens > 0:
-                found.append(Point(gpu, gpus, float(parameters), tokens, ms / 1000))
+    for number, row in enumerate(data.rows(path), 2):
+        parameters = row.get("layer_parameters") or LAYER_PARAMETERS.get(row.get("model", ""))
+        if parameters is None:
+            continue
+        try:
+            ms = float(row.get("ms") or row["linear_ops_ms_per_layer_median_sum"])
+            gpus, tokens = int(row["tensor_parallel"]), int(row["num_tokens"])
+            gpu, size = NAMES.get(row["gpu"], row["gpu"]), float(parameters)
+        except KeyError as error:
+            raise SpecError(Problem(f"a profile lacks {error}", str(path), number)) from None
+        except (ValueError, TypeError) as error:
+            raise SpecError(Problem(f"bad measurement: {error}", str(path), number)) from None
+        if ms > 0 and tokens > 0:
+            found.append(Point(gpu, gpus, size, tokens, ms / 1000))
     if not found:
         raise SpecError(Problem("the profile has no usable row", str(path)))
     return found

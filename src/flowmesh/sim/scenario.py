@@ -5,6 +5,7 @@ as it stands, beside the scenario's own file, or in `$FLOWMESH_DATA`.
 """
 
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -272,7 +273,7 @@ class Scenario(Part):
     name: str
     about: str = ""
     duration_s: Positive = 3600.0
-    runs: Count = 100
+    runs: Annotated[int, Field(ge=0)] = 100
     load: Positive = 1.0
     tenants: Count | tuple[TenantSpec, ...] = 12
     mix: Annotated[dict[str, Positive], Field(min_length=1)]
@@ -301,6 +302,8 @@ class Scenario(Part):
     def _has_machines(self) -> "Scenario":
         if not self.fleet and self.market is None:
             raise ValueError("there is neither `fleet` nor `market`: nothing could ever run")
+        if not self.runs and not self.given:
+            raise ValueError("there are neither `runs` nor `given` ones: nothing would run")
         return self
 
     def with_files(
@@ -334,8 +337,45 @@ def load_scenario(
     if not isinstance(data, dict):
         raise SpecError(positions.problem("a scenario is a mapping of keys to values"))
     data.setdefault("name", Path(name).stem)
-    scenario = parse(Scenario, data, positions)
+    unknown = list(_unknown_templates(data, positions))
+    try:
+        scenario = parse(Scenario, data, positions)
+    except SpecError as error:
+        raise SpecError(*_in_order([*error.problems, *unknown])) from None
+    if unknown:
+        raise SpecError(*_in_order(unknown))
     return scenario.with_files(prices, arrivals, profiles)
+
+
+def _unknown_templates(data: dict[str, Any], positions: Positions) -> Iterator[Problem]:
+    """Names of templates that nobody has, wherever a scenario names one; of unchecked data."""
+    own = data.get("templates")
+    source = files("flowmesh.sim") / "templates.yaml"
+    known = [*read(source.read_bytes(), "templates.yaml")[0], *(own if _is_dict(own) else ())]
+    named: list[tuple[Any, tuple[str | int, ...]]] = []
+    mixes: list[tuple[Any, tuple[str | int, ...]]] = [(data.get("mix"), ("mix",))]
+    for number, one in _each(data.get("tenants")):
+        mixes.append((one.get("mix"), ("tenants", number, "mix")))
+    for mix, path in mixes:
+        named += [(name, (*path, name)) for name in (mix if _is_dict(mix) else ())]
+    for number, one in _each(data.get("given")):
+        named.append((one.get("template"), ("given", number, "template")))
+    for name, path in named:
+        if isinstance(name, str) and name not in known:
+            yield positions.problem(f"there is no template {name!r}{nearest(name, known)}", *path)
+
+
+def _is_dict(data: Any) -> bool:
+    return isinstance(data, dict)
+
+
+def _each(data: Any) -> list[tuple[int, dict[str, Any]]]:
+    listed = data if isinstance(data, list) else []
+    return [(number, one) for number, one in enumerate(listed) if isinstance(one, dict)]
+
+
+def _in_order(problems: list[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda one: (one.line, one.column))
 
 
 def _text_of(path_or_name: str | Path) -> tuple[bytes, str]:
@@ -366,4 +406,4 @@ def parse(model: type[Model], data: Any, positions: Positions) -> Model:
             others = [e for e in errors if e["type"] not in ("extra_forbidden", "missing")]
             if others:
                 found.append(positions.problem(in_words(others), *path))
-        raise SpecError(*sorted(found, key=lambda one: (one.line, one.column))) from None
+        raise SpecError(*_in_order(found)) from None

@@ -96,6 +96,8 @@ def _arrivals(
     sources: dict[str, str],
 ) -> tuple[Floats, list[int]]:
     """Times in seconds, and whose run it is."""
+    if not scenario.runs:
+        return np.zeros(0), []
     total = max(1, round(scenario.runs * scenario.load))
     source = scenario.files.arrivals or scenario.arrivals.source
     weights = fitted.shares([one.rate for one in tenants])

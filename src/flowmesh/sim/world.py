@@ -44,9 +44,7 @@ class World:
         steps: every step as it was last seen, settled ones too.
     """
 
-    def __init__(
-        self, seed: int, *, runs: int = 12, workers: int = 3, rents: bool = False
-    ) -> None:
+    def __init__(self, seed: int, *, runs: int = 12, workers: int = 3, rents: bool = False) -> None:
         self.rng = Random(seed)
         self.faults = Faults.swarm(self.rng)
         #: A result may be forgotten too early then, and made again.

@@ -6,7 +6,7 @@ A *whole* operator makes one task for the step and yields whole tables, files or
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -40,6 +40,10 @@ class Port:
     doc: str
     arity: Literal["one", "list", "map"] = "one"
     required: bool = True
+
+
+#: Tokens of one task, and work: more is not told apart.
+AMOUNT_LIMIT = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +174,15 @@ class Operator:
 
     def amounts_of(self, params: Mapping[str, Any], inputs: Mapping[str, Bound]) -> Amounts:
         """What an action with these parameters and inputs asks of a machine."""
-        if self.amounts is not None:
-            return self.amounts(params, inputs)
-        return Amounts(work=self.work(params))
+        if self.amounts is None:
+            return Amounts(work=self.work(params))
+        told = self.amounts(params, inputs)
+        # A client may claim any number of rows for a table.
+        return replace(
+            told,
+            work=min(told.work, float(AMOUNT_LIMIT)),
+            prompt_tokens=min(told.prompt_tokens, AMOUNT_LIMIT),
+        )
 
     def batch_key(self, engine: str, models: Sequence[str]) -> str:
         """Tasks with equal keys may run in one batch: same operator, engine and models."""

@@ -103,9 +103,9 @@ class Delivery:
             lambda task, why: tell.trouble(lease, task, why),
         )
 
-    def begin(self) -> None:
-        """Time counts from now: to wait for a process is no cost of the batch."""
-        self._since = self._loop.time()
+    def begin(self, spent_s: float) -> None:
+        """The batch runs from now on; `spent_s` it has cost already, to fetch and to start."""
+        self._since = self._loop.time() - spent_s
 
     @property
     def is_complete(self) -> bool:

@@ -250,8 +250,8 @@ class Executor:
         took, asked_s = None, time.monotonic()
         try:
             async with self._children.lend(key, tree_bytes) as child:
-                delivery.begin()
                 batch.start_s = time.monotonic() - asked_s
+                delivery.begin(batch.fetch_s + batch.start_s)
                 stopping = asyncio.create_task(_pass_on(assignment.stop, child))
                 try:
                     async for said in child.batch(order):

@@ -31,6 +31,8 @@ Make = Callable[..., Baseline]
 
 #: Of autoscalers, where an evaluation gives no others.
 TARGET_S, IDLE_S = 900.0, 180.0
+#: `Baseline.fill` where cost alone counts: twice the engine's rows leave it half empty for long.
+LONG_FILL = 8.0
 
 
 def _usd_of_work(known: Known, queue: Queue, offer: Offer) -> float:
@@ -73,6 +75,13 @@ SHARED: Mapping[str, tuple[Make, Rank, str]] = {
 }  # fmt: skip
 
 
+def _filled(policy: Baseline, setting: Setting) -> Baseline:
+    """Leases as long as ours are, where ours may be long."""
+    if setting.scenario.objective == "cost":
+        policy.fill = LONG_FILL
+    return policy
+
+
 def tuning(setting: Setting, target_s: float = TARGET_S, idle_s: float = IDLE_S) -> Tuning:
     """With the caps of the scenario."""
     market = setting.scenario.market
@@ -92,7 +101,7 @@ def _shared(
 ) -> Policy:
     known = TrueMeans(setting)
     if setting.scenario.market is None:
-        return make(known, None, **settings)
+        return _filled(make(known, None, **settings), setting)
 
     def choose(state: State, queue: Queue, offers: Sequence[Offer]) -> Offer:
         return min(offers, key=lambda offer: (rank(known, queue, offer), offer.id))
@@ -100,7 +109,7 @@ def _shared(
     pools = Pools(known, choose, by_owner, tuning(setting, target_s, idle_s))
     policy = make(known, pools, **settings)
     pools.rows_most = policy.rows_most
-    return policy
+    return _filled(policy, setting)
 
 
 def strong(
@@ -112,13 +121,13 @@ def strong(
 ) -> Baseline:
     elastic = setting.scenario.market is not None
     given = tuning(setting, target_s, idle_s) if elastic else None
-    return Strong(TrueMeans(setting), given, own_pools=own_pools)
+    return _filled(Strong(TrueMeans(setting), given, own_pools=own_pools), setting)
 
 
 def _isolated(setting: Setting) -> Baseline:
     if setting.scenario.market is None:
         raise SpecError(Problem("isolated runs rent their machines: give the scenario a `market`"))
-    return Isolated(TrueMeans(setting))
+    return _filled(Isolated(TrueMeans(setting)), setting)
 
 
 def register_all() -> None:

@@ -1,0 +1,137 @@
+"""Figures that nobody can mean, of workers and providers: they neither spread nor end the server."""
+
+import asyncio
+from math import inf, isfinite, nan
+from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+from pydantic import ValidationError
+
+from flowmesh.base.errors import ProviderError
+from flowmesh.core.events import BatchTiming
+from flowmesh.core.fleet import Device, Offer
+from flowmesh.server.fleet import Fleet
+from flowmesh.server.reports import synced
+from flowmesh.spec.action import Result, Usage
+from flowmesh.stores.codec import encode_state
+from flowmesh.wire import SyncRequest
+from support.learning import MODEL, Told
+from support.renting import RentingBench, offer
+from support.serving import ROWS as TABLE
+from support.serving import leased, put, request, serving, sync
+
+TINY = 5e-324
+WILD: dict[str, Any] = {
+    "usd_per_hour": TINY,
+    "interruptions_per_hour": 1e9,
+    "device": {
+        "kind": "a|b",
+        "flops_per_s": TINY,
+        "bandwidth_bytes_per_s": 1e-300,
+        "memory_bytes": 1 << 53,
+        "load_bytes_per_s": TINY,
+        "fetch_bytes_per_s": TINY,
+        "idle_w": TINY,
+        "busy_w": 1e9,
+    },
+}
+
+
+def told(**changes: Any) -> SyncRequest:
+    info = {"worker": "w", "host": "h", "runtimes": ["models"], **WILD}
+    return SyncRequest.model_validate({"info": info, **changes})
+
+
+def test_rates_that_no_machine_has_are_not_known() -> None:
+    heard = synced(told(), 0)
+    assert heard.device == Device("a|b", memory_bytes=1 << 53, idle_w=TINY, busy_w=1e9)
+    assert heard.usd_per_hour == 0
+    assert Device("k", 1.0, 2e12, 0, inf, nan).believable() == Device("k", 1.0, 2e12)
+
+
+@pytest.mark.parametrize("tokens", ["-1", "1" + "0" * 400, str(1 << 60)])
+def test_a_number_of_tokens_that_no_task_writes_fails_its_task(tokens: str) -> None:
+    result = Result(rows=[], usage=Usage(seconds=1.0)).encode()
+    wrong = result.replace('"generated_tokens":0', f'"generated_tokens":{tokens}')
+    report = {"lease": 1, "task": "x", "result": wrong}
+    (heard,) = synced(told(reports=[report]), 0).results
+    assert heard.failure == "internal" and heard.output_tokens == 0
+
+
+def test_a_server_outlives_absurd_reports(tmp_path: Path) -> None:
+    batch = {
+        **{"tasks": 1 << 53, "exec_s": TINY, "load_s": 1e9, "fetch_s": 1e9, "joules": 1e18},
+        **{"fetch_bytes": 1 << 53, "prompt_tokens": 1 << 53, "output_tokens": 1, "work": 1e15},
+    }
+    with serving(tmp_path) as client:
+        put(client, TABLE)
+        for number in range(3):
+            body = request(f"k{number}", budget_usd=1.0)
+            document = body["document"].replace("{{ q }}", f"{{{{ q }}}}{number}")
+            client.post("/v1/runs", json={**body, "document": document})
+            sync(client, [], **{**WILD, "runtimes": ["tables"]})
+            lease, tasks = leased(client)
+            done = Result(rows=[{"text": "x"}], usage=Usage(seconds=TINY)).encode()
+            ends = [{"lease": lease, "task": task, "result": done} for task in tasks]
+            ends[-1]["batch"] = batch
+            assert sync(client, ends, **{**WILD, "runtimes": ["tables"]}).status_code == 200
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/v1/estimates").status_code == 200
+        state = client.app.state.driver.plane.state  # type: ignore[attr-defined]
+        assert encode_state(state)
+        assert not client.app.state.driver.fatal.done()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "more", [{"warm": ["k"] * 1001}, {"warm": ["k" * 10_001]}, {"runtimes": ["r"] * 101}]
+)
+def test_a_worker_says_only_so_much_of_itself(more: dict[str, Any]) -> None:
+    info = {"worker": "w", "host": "h", "runtimes": ["models"], **more}
+    with pytest.raises(ValidationError):
+        SyncRequest.model_validate({"info": info})
+
+
+def test_offers_are_cleaned_and_those_without_a_price_are_none() -> None:
+    bench = RentingBench()
+    wild = offer("wild", usd_per_hour=TINY, startup_s=nan, interruptions_per_hour=inf, billing_s=-1)
+    bench.offers(wild, offer("free", usd_per_hour=-1.0), offer("rich", usd_per_hour=1e300))
+    (kept,) = bench.state.offers.values()
+    assert kept.id == "wild" and kept.usd_per_hour == 0
+    assert (kept.startup_s, kept.billing_s, kept.interruptions_per_hour) == (0, 0, 1e9)
+
+
+def test_the_last_fit_of_an_absurd_worker_is_finite() -> None:
+    wild = synced(told(), 0).device
+    world = Told(wild, MODEL)
+    for seconds in (TINY, 1e9, TINY, 1e9):
+        world.batch(BatchTiming(2, exec_s=seconds, prompt_tokens=1 << 49, joules=1e15))
+    (fit,) = world.state.fits.values()
+    assert all(map(isfinite, (*fit.coefficients, *fit.covariance, fit.watts)))
+
+
+@pytest.mark.parametrize("trouble", [KeyError("price"), TimeoutError(), ProviderError("down")])
+def test_a_mistake_in_a_provider_does_not_end_its_tending(trouble: Exception) -> None:
+    class Broken:
+        name = "p"
+
+        async def offers(self) -> list[Offer]:
+            raise trouble
+
+    async def story() -> None:
+        bench = RentingBench()
+        fleet = Fleet(
+            [Broken()],  # type: ignore[list-item]
+            step=AsyncMock(),
+            durable=AsyncMock(),
+            state=lambda: bench.state,
+            now_ms=lambda: 1,
+        )
+        tending = asyncio.create_task(fleet.run())
+        await asyncio.sleep(0.02)
+        assert not tending.done()
+        tending.cancel()
+        await asyncio.gather(tending, return_exceptions=True)
+
+    asyncio.run(story())
