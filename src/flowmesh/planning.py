@@ -106,7 +106,10 @@ Basis = Literal["exact", "sampled", "learnt", "shape"]
 
 
 class StepTasks(Body):
-    """The tasks of a step, foreseen: `executed` are those that nobody has done yet."""
+    """The tasks of a step, foreseen: `executed` are those that nobody has done yet.
+
+    Of these, `unsure` may turn out to be done already: their inputs do not exist yet.
+    """
 
     step: str
     op: str
@@ -115,17 +118,22 @@ class StepTasks(Body):
     tasks: int = 0
     reused: int = 0
     executed: int = 0
+    unsure: int = 0
     skipped: bool = False
     message: str = ""
 
 
 class PlanView(Body):
-    """What a run would do and take. `saved_usd` is what the results that it reuses had cost."""
+    """What a run would do and take. `saved_usd` is what the results that it reuses had cost.
+
+    Of `executed`, `unsure` may turn out to be done already.
+    """
 
     name: str
     tasks: int = 0
     reused: int = 0
     executed: int = 0
+    unsure: int = 0
     saved_usd: float = 0.0
     steps: list[StepTasks] = []
     fleets: list[FleetPlan] = []

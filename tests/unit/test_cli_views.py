@@ -127,7 +127,7 @@ def test_a_summary_says_what_was_shared_and_what_failed(
         "run r-1 (demo): failed after 1.3 s",
         "one    render    failed      7         2       2       1       1",
         "6 distinct tasks in 3 batches; 3 were not executed again",
-        "cost $0.00123, saved $0.00",
+        "cost $0.0012, saved $0",
         "  one, row 4, sample 1: no \\x1b[31mnumber (input)",
         "  and more: flowmesh show r-1 --json",
     ):

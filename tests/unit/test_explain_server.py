@@ -69,6 +69,24 @@ def test_rows_that_are_new_are_told_from_those_that_are_done(client: TestClient)
     assert known["all"][1:] == (0, 1)
 
 
+def test_what_may_be_done_before_is_told_and_in_the_interval(client: TestClient) -> None:
+    """Rows behind a table that is still to be made may be those of an earlier run."""
+    put(client, ROWS)
+    more = encode_rows([{"q": "a"}, {"q": "c"}])
+    put(client, more)
+    fresh = plan(client, chain("first"))
+    assert fresh["unsure"] == 0 and not [one for one in fresh["notes"] if "done before" in one]
+    finish(client, client.post("/v1/runs", json=chain("first")).json()["run"])
+    view = plan(client, chain("second", more))
+    assert {one["step"]: one["unsure"] for one in view["steps"]} == {"told": 0, "again": 1, "all": 1}
+    assert view["unsure"] == 2 and view["executed"] == 3
+    (note,) = [one for one in view["notes"] if "is done before is not known yet" in one]
+    assert "again, all" in note
+    steps_of = {one["step"]: one["seconds"] for one in view["fleets"][0]["steps"]}
+    assert steps_of["told"]["low"] > 0 and steps_of["again"]["low"] == 0
+    assert view["fleets"][0]["seconds"]["low"] > 0
+
+
 def _two_steps(client: TestClient, run: str) -> bool:
     work(client)
     view = client.get(f"/v1/runs/{run}").json()
@@ -99,6 +117,13 @@ def test_given_offers_are_planned_on_apart(client: TestClient) -> None:
     assert given["feasible"] and given["steps"][0]["start_s"] == 45.0
     assert given["startup_usd"] == pytest.approx(0.8 * 45 / 3600)
     assert given["usd"]["mid"] > given["startup_usd"]
+
+
+def test_an_offer_without_a_price_is_said_to_be_free(client: TestClient) -> None:
+    put(client, ROWS)
+    priced = {"name": "p", "device": "T4", "usd_per_hour": 1.0}
+    view = plan(client, {**chain(), "offers": [{"name": "mine", "device": "T4"}, priced]})
+    assert "offers without usd_per_hour are taken as free: mine" in view["notes"]
 
 
 def test_an_offer_of_an_unknown_device_needs_figures(client: TestClient) -> None:

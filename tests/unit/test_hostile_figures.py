@@ -1,4 +1,4 @@
-"""Figures that nobody can mean, of workers and providers: they neither spread nor end the server."""
+"""Figures that nobody can mean, of workers and providers: none spreads or ends the server."""
 
 import asyncio
 from math import inf, isfinite, nan

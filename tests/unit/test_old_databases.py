@@ -5,6 +5,7 @@ import gzip
 from pathlib import Path
 
 from flowmesh.core.check import check
+from flowmesh.core.records import TaskStatus
 from flowmesh.core.state import Changes, State
 from flowmesh.server.ledger import Ledger
 from flowmesh.server.schema import MIGRATIONS
@@ -27,7 +28,7 @@ def test_a_state_of_the_last_version_is_made_anew_from_the_journal(tmp_path: Pat
 
     state = asyncio.run(opened())
     check(state)
-    assert [task.status for task in state.tasks.values()].count("ready") == 2
+    assert [task.status for task in state.tasks.values()].count(TaskStatus.READY) == 2
     assert len(state.runs) == 2
 
 

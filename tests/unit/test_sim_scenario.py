@@ -66,11 +66,12 @@ def test_a_sound_scenario_is_named_by_its_file(tmp_path: Path) -> None:
             ["s.yaml:1:7: mix.chatt-8b: there is no template 'chatt-8b'; did you mean 'chat-8b'"],
         ),
         (
-            SOUND + "runz: 3\ntenants: [{name: a, mix: {b: 1}}]\ngiven: [{tenant: a, template: c}]\n",
+            SOUND + "runz: 3\ntenants: [{name: a, mix: {b: 1}}]\n"
+            "given: [{tenant: a, template: c}]\n",
             [
                 "s.yaml:4:1: runz: unknown key 'runz'",
-                "s.yaml:5:27: tenants[0].mix.b: there is no template 'b'",
-                "s.yaml:6:21: given[0].template: there is no template 'c'",
+                "s.yaml:5:27: tenants.0.mix.b: there is no template 'b'",
+                "s.yaml:6:21: given.0.template: there is no template 'c'",
             ],
         ),
         ("- 1\n", ["s.yaml:1:1: a scenario is a mapping"]),

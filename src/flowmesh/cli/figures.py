@@ -1,8 +1,10 @@
 """Money, seconds and joules as people read them: three digits, and a unit that suits."""
 
 from math import floor, log10
+from typing import TYPE_CHECKING
 
-from flowmesh.planning import Interval
+if TYPE_CHECKING:
+    from flowmesh.planning import Interval
 
 
 def money(usd: float) -> str:
@@ -34,7 +36,7 @@ def joules(amount: float) -> str:
     return f"{amount:.0f} J" if amount >= 10 or not amount else f"{amount:.1f} J"
 
 
-def spread(interval: Interval, kind: str) -> str:
+def spread(interval: "Interval", kind: str) -> str:
     """The middle and where 8 of 10 should lie: `3.2 s (1.9 s to 5.4 s)`."""
     form = {"usd": money, "seconds": seconds, "joules": joules}[kind]
     if interval.low == interval.high:

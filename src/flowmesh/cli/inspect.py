@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowmesh.cli.figures import money
 from flowmesh.cli.options import App, service
-from flowmesh.cli.output import emit, say, table, usd
+from flowmesh.cli.output import emit, say, table
 
 if TYPE_CHECKING:
     from flowmesh.sdk.client import Client
@@ -47,7 +48,7 @@ def runs(app: App, limit: int, after: str | None, all_tenants: bool) -> None:
 def _run_row(view: "RunView") -> tuple[object, ...]:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.submitted_ms / 1000))
     counts = (view.tasks.total, view.tasks.executed)
-    cost = (f"{view.seconds:.1f}", usd(view.cost_usd))
+    cost = (f"{view.seconds:.1f}", money(view.cost_usd))
     return view.run, view.tenant, view.name, view.status, *counts, *cost, at
 
 

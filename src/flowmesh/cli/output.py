@@ -75,11 +75,6 @@ def _cell(value: object) -> str:
     return "" if value is None else plain(str(value)).replace("\n", " ").replace("\t", " ")
 
 
-def usd(amount: float) -> str:
-    """Money: cents for what costs cents, more digits for less."""
-    return f"${amount:.2f}" if amount >= 1 or amount == 0 else f"${amount:.5f}"
-
-
 def size(size_bytes: int) -> str:
     amount = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):

@@ -70,7 +70,9 @@ def show_plan(view: "PlanView") -> None:
     """Tasks by step, then what they take on each fleet."""
     from flowmesh.cli.figures import money
 
-    heading(f"plan of {view.name}: {_tasks(view.executed)} to execute, {view.reused} done before")
+    most, least = ("up to ", "at least ") if view.unsure else ("", "")
+    what = f"{most}{_tasks(view.executed)} to execute, {least}{view.reused} done before"
+    heading(f"plan of {view.name}: {what}")
     if view.saved_usd:
         say(f"what is done before had cost {money(view.saved_usd)}")
     say()

@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from flowmesh.cli.output import heading, say, table, usd
+from flowmesh.cli.figures import money
+from flowmesh.cli.output import heading, say, table
 from flowmesh.cli.progress import in_words
 from flowmesh.wire import ArtifactView, RunView
 
@@ -37,7 +38,7 @@ def show_summary(view: RunView) -> None:
     spared = tasks.reused + tasks.joined
     work = f"{_counted(tasks.total, 'distinct task')} in {_counted(view.batches, 'batch', 'es')}"
     say(f"{work}; {spared} {'was' if spared == 1 else 'were'} not executed again")
-    say(f"cost {usd(view.cost_usd)}, saved {usd(view.saved_usd)}")
+    say(f"cost {money(view.cost_usd)}, saved {money(view.saved_usd)}")
     _show_limits(view)
     _show_failures(view)
     if view.outputs:
@@ -72,7 +73,6 @@ def _show_running(view: RunView) -> None:
 
 def _show_limits(view: RunView) -> None:
     """How it stands against its budget and its deadline."""
-    from flowmesh.cli.figures import money
 
     if view.budget_usd:
         held = f"; {money(view.held_usd)} more held for what runs" if view.held_usd else ""

@@ -2,8 +2,9 @@
 
 import click
 
+from flowmesh.cli.figures import money
 from flowmesh.cli.options import App, service
-from flowmesh.cli.output import emit, say, size, table, usd
+from flowmesh.cli.output import emit, say, size, table
 
 
 @click.command()
@@ -32,8 +33,8 @@ def tenants(app: App) -> None:
             one.open_runs,
             _of(str(one.leases), str(one.leases_limit) if one.leases_limit else ""),
             _of(
-                usd(one.day_usd + one.held_usd),
-                usd(one.usd_per_day_limit) if one.usd_per_day_limit else "",
+                money(one.day_usd + one.held_usd),
+                money(one.usd_per_day_limit) if one.usd_per_day_limit else "",
             ),
             _of(
                 size(one.stored_bytes),

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowmesh.cli.output import plain, usd
+from flowmesh.cli.figures import money
+from flowmesh.cli.output import plain
 from flowmesh.wire import LineageNode
 
 #: Characters of the parameters of a step.
@@ -73,7 +74,7 @@ def _facts(node: LineageNode) -> Iterator[str]:
     if tokens := (facts.get("prompt_tokens") or 0) + (facts.get("generated_tokens") or 0):
         yield f"{tokens} tokens"
     if cost_usd := facts.get("cost_usd"):
-        yield usd(cost_usd)
+        yield money(cost_usd)
     if (run := facts.get("computed_by_run")) and run != node.run:
         yield f"computed by {run}"
     if node.task:

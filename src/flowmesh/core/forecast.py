@@ -36,6 +36,10 @@ class Interval:
         spread = exp(Z_80 * sqrt(log(1 + sigma * sigma)))
         return cls(mid / spread, mid, mid * spread)
 
+    def lowered(self, share: float) -> "Interval":
+        """Where all but a `share` of it may turn out to be done already."""
+        return Interval(self.low * share, self.mid, self.high)
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -137,11 +141,17 @@ def _summed(
 ) -> Forecast:
     usd = sum(one.usd for one in made.values())
     joules = sum(one.joules for one in made.values())
+    sure = {step.name: 1 - step.unsure for step in steps}
+    sure_usd = sum(one.usd * sure[one.name] for one in made.values())
+    sure_joules = sum(one.joules * sure[one.name] for one in made.values())
+    duration_s, deviation, sure_share = _duration(steps, made)
+    usd_spread = _spread(steps, made, "usd") / (usd or inf)
+    joules_spread = _spread(steps, made, "joules") / (joules or inf)
     return Forecast(
         tuple(made.values()),
-        Interval.around(*_duration(steps, made)),
-        Interval.around(usd + startup_usd, _spread(steps, made, "usd") / (usd or inf)),
-        Interval.around(joules, _spread(steps, made, "joules") / (joules or inf)),
+        Interval.around(duration_s, deviation).lowered(sure_share),
+        Interval.around(usd + startup_usd, usd_spread).lowered(sure_usd / usd if usd else 1.0),
+        Interval.around(joules, joules_spread).lowered(sure_joules / joules if joules else 1.0),
         startup_usd,
     )
 
@@ -156,16 +166,22 @@ def _spread(steps: Sequence[Ahead], made: Mapping[str, StepForecast], what: str)
     return sqrt(sum(deviation**2 for deviation in by_key.values()))
 
 
-def _duration(steps: Sequence[Ahead], made: Mapping[str, StepForecast]) -> tuple[float, float]:
-    """Seconds until the last step ends, and their relative deviation along the longest path."""
-    upstream = {step.name: step.upstream for step in steps}
+def _duration(
+    steps: Sequence[Ahead], made: Mapping[str, StepForecast]
+) -> tuple[float, float, float]:
+    """Seconds until the last step ends, and their relative deviation along the longest path.
+
+    And the share of them that is sure to be: of tasks that nobody can have done before.
+    """
+    known = {step.name: step for step in steps}
     last = max(made.values(), key=lambda one: one.end_s, default=None)
     if last is None or not last.end_s:
-        return 0.0, 0.0
-    total_s, variance, at = last.end_s, 0.0, last
+        return 0.0, 0.0, 1.0
+    total_s, variance, unsure_s, at = last.end_s, 0.0, 0.0, last
     while True:
+        unsure_s += (at.end_s - at.start_s) * known[at.name].unsure
         variance += ((at.end_s - at.start_s) * at.sigma) ** 2
-        before = [made[name] for name in upstream[at.name] if name in made]
+        before = [made[name] for name in known[at.name].upstream if name in made]
         if not before:
-            return total_s, sqrt(variance) / total_s
+            return total_s, sqrt(variance) / total_s, max(0.0, 1 - unsure_s / total_s)
         at = max(before, key=lambda one: one.end_s)

@@ -47,6 +47,10 @@ def explain_task(client: "Client", task: str) -> TaskExplanation:
         answer = client.transport.request("GET", f"/v1/tasks/{quote(task, safe='')}/explain")
         return TaskExplanation.model_validate_json(answer)
     found = _PLACE.fullmatch(rest)
+    if found is None and ":" in rest:
+        row = rest.rpartition(":")[2]
+        message = f"{row!r:.100} is no row: rows and samples are counted from 0; expected {_NAMED}"
+        raise SpecError(Problem(message))
     step, row, sample = found.groups("0") if found else (rest, "0", "0")
     path = f"/v1/runs/{quote(run, safe='')}/explain/task"
     params = {"step": step, "row": int(row), "sample": int(sample)}

@@ -151,7 +151,8 @@ class Forecasts:
             saved_usd=sum(one.saved_usd for one in seen),
             steps=[_tasks(one) for one in seen],
             fleets=fleets,
-            notes=list(_notes(seen, fleets)),
+            unsure=sum(one.unsure for one in seen),
+            notes=[*_notes(seen, fleets), *_free(offers)],
             made_ms=before_ms,
         )
 
@@ -212,6 +213,7 @@ def ahead(seen: Foreseen, state: State) -> Ahead:
         max(spec.output_tokens for spec in specs),
         fmean(spec.work for spec in specs),
         seen.doubt,
+        seen.unsure / seen.executed,
     )
 
 
@@ -241,6 +243,7 @@ def _tasks(seen: Foreseen) -> StepTasks:
         tasks=seen.reused + seen.executed,
         reused=seen.reused,
         executed=seen.executed,
+        unsure=seen.unsure,
         skipped=seen.skipped,
         message=seen.message,
     )
@@ -264,7 +267,7 @@ def _planned(
         usd=_interval(found.usd),
         joules=_interval(found.joules),
         startup_usd=found.startup_usd,
-        steps=[_step(one) for one in found.steps],
+        steps=[_step(one, ahead_) for one, ahead_ in zip(found.steps, steps, strict=True)],
         verdicts=list(_verdicts(state, run, steps, found)),
     )
 
@@ -273,8 +276,10 @@ def _interval(found: forecast.Interval) -> Interval:
     return Interval(low=found.low, mid=found.mid, high=found.high)
 
 
-def _step(one: StepForecast) -> StepPlan:
-    around = forecast.Interval.around
+def _step(one: StepForecast, step: Ahead) -> StepPlan:
+    def around(mid: float, sigma: float) -> forecast.Interval:
+        return forecast.Interval.around(mid, sigma).lowered(1 - step.unsure)
+
     return StepPlan(
         step=one.name,
         batches=one.batches,
@@ -323,6 +328,11 @@ def _exceeds(
         yield f"may exceed {what}: {words}, and up to {told(expected.high)} is possible"
 
 
+def _free(offers: Sequence[OfferBody]) -> Iterator[str]:
+    if free := [one.name for one in offers if not one.usd_per_hour]:
+        yield f"offers without usd_per_hour are taken as free: {', '.join(free)}"
+
+
 def _notes(seen: Sequence[Foreseen], fleets: Sequence[FleetPlan]) -> Iterator[str]:
     if not any(fleet.places for fleet in fleets):
         yield NO_WORKER
@@ -335,3 +345,9 @@ def _notes(seen: Sequence[Foreseen], fleets: Sequence[FleetPlan]) -> Iterator[st
     guessed = [one.node.name for one in seen if one.basis in ("learnt", "shape")]
     if guessed:
         yield f"counted by what earlier runs made, or by shape alone: {', '.join(guessed)}"
+    unsure = [one.node.name for one in seen if one.unsure]
+    if unsure:
+        yield (
+            "how much of this is done before is not known yet, as its input does not exist:"
+            f" {', '.join(unsure)}; the intervals reach down to all of it"
+        )

@@ -49,7 +49,9 @@ class Foreseen:
     Attributes:
         items: rows times samples.
         reused: distinct tasks whose results exist; `saved_usd` is what those had cost.
-        executed: distinct tasks that nobody has done.
+        executed: distinct tasks that nobody has done, as far as is known.
+        unsure: of these, those that may be done already: their rows do not exist yet, and steps
+            like theirs have run before.
         specs: of those among them that are known; where none is, of one that stands for all.
         demand: of their batch key.
         message: why it could not be expanded, where that is known already.
@@ -65,6 +67,7 @@ class Foreseen:
     demand: Demand = field(default_factory=Demand)
     skipped: bool = False
     message: str = ""
+    unsure: int = 0
 
     @property
     def doubt(self) -> float:
@@ -170,7 +173,8 @@ class Foresight(StepWork):
         if len(bound) < len(sources):
             self._foresee(node, rows, counts, _worse(basis, counts.basis))
             guess = self._guessed(node, {**self._supposed(sources), **bound})
-            return Foreseen(node, basis, 1, 0, 1, specs=guess, demand=demand)
+            unsure = int(counts.basis == "learnt")
+            return Foreseen(node, basis, 1, 0, 1, specs=guess, demand=demand, unsure=unsure)
         scope = scope_of(submission, StepId(f"{run}/{node.name}"))
         expansion = expand(node, bound, None, scope)
         (task,) = expansion.actions
@@ -219,8 +223,9 @@ class Foresight(StepWork):
             basis = _worse(_worse(given.basis, counts.basis if items else "exact"), least)
             self._foresee(node, items, counts, basis)
             executed, specs = round(items * counts.distinct), self._guessed(node, bound)
-            demand = self.models.demand(node, bound)
-            return Foreseen(node, basis, items, 0, executed, specs=specs, demand=demand)
+            counted = (items, 0, executed, 0.0, specs, self.models.demand(node, bound))
+            unsure = executed if counts.basis == "learnt" else 0
+            return Foreseen(node, basis, *counted, unsure=unsure)
         stride = max(1, -(-len(given.rows) * samples // self._items_limit))
         rows = given.rows[::stride]
         factor *= len(given.rows) / len(rows) if rows else 1.0
@@ -284,7 +289,10 @@ class Foresight(StepWork):
             specs = self._guessed(node, bound)
         saved_usd = sum(hit.usd for hit in found.values()) * part.factor
         counted = (items, reused, total - reused, saved_usd)
-        return Foreseen(node, basis, *counted, specs, self.models.demand(node, bound))
+        demand = self.models.demand(node, bound)
+        unknown = min(total - reused, round(more * distinct))
+        unsure = unknown if counts.basis == "learnt" else 0
+        return Foreseen(node, basis, *counted, specs, demand, unsure=unsure)
 
     def _made(
         self,

@@ -75,17 +75,15 @@ def _step(
         wait_s=max(waited_s, default=0.0),
         waits_for=waits_for,
     )
-    made.words = _in_words(step, sizes, waited_s, waits_for)
+    made.words = _in_words(step, sizes, waits_for)
     return made, len(waited_s)
 
 
-def _in_words(step: StepView, sizes: list[int], waited_s: list[float], waits_for: str) -> str:
+def _in_words(step: StepView, sizes: list[int], waits_for: str) -> str:
     words = []
     if sizes:
         of = f"{min(sizes)} to {max(sizes)}" if min(sizes) != max(sizes) else f"{sizes[0]}"
         words.append(f"batches of {of}")
-    if waited_s and max(waited_s) >= 0.1:
-        words.append(f"waited up to {max(waited_s):.1f} s")
     if step.tasks.reused:
         words.append(f"{step.tasks.reused} were there already")
     if step.tasks.joined:
