@@ -261,7 +261,7 @@ class ModelEntry(Body):
 
 Measure = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 #: Trees of a worker's cache that it names, the most recent of them.
-HOLDS_LIMIT = 200
+HOLDS_LIMIT = 50
 #: Engines that one worker keeps warm. What a sync says is in the journal, each time.
 WARM_LIMIT = 1_000
 RuntimeName = Annotated[str, Field(max_length=200)]

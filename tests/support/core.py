@@ -16,7 +16,7 @@ from flowmesh.core.events import (
     WorkerSynced,
 )
 from flowmesh.core.machine import ControlPlane
-from flowmesh.core.records import Failure, OnError, Run, RunStatus, Step, TaskSpec
+from flowmesh.core.records import Demand, Failure, OnError, Run, RunStatus, Step, TaskSpec
 from flowmesh.core.state import Changes
 
 
@@ -56,6 +56,7 @@ class Bench:
         weight: float = 1.0,
         on_error: OnError = OnError.FAIL,
         found: int = 0,
+        demand: Demand = Demand(),
     ) -> StepId:
         """A run of one step, expanded at once."""
         run, step_id = RunId(name), StepId(f"{name}/only")
@@ -63,7 +64,9 @@ class Bench:
         record = Run(run, TenantId(tenant), priority, (step_id,), self.now_ms, weight)
         self.step(RunSubmitted(self.now_ms, record, (step,)))
         self.step(
-            StepExpanded(self.now_ms, step_id, len(tasks) + found, found, wanted=tuple(tasks))
+            StepExpanded(
+                self.now_ms, step_id, len(tasks) + found, found, wanted=tuple(tasks), demand=demand
+            )
         )
         return step_id
 

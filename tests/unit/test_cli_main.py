@@ -11,7 +11,7 @@ import click
 import pytest
 
 from flowmesh.cli.main import cli, main
-from flowmesh.cli.output import emit, plain, table, usd
+from flowmesh.cli.output import emit, plain, table
 
 DIGEST = f'"sha256:{"0" * 64}/1"'
 DOCUMENT = f"""\
@@ -282,10 +282,3 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 def test_words_from_elsewhere_do_not_steer_the_terminal() -> None:
     assert plain("a\x1b[31mb\r\x9b1mc\n") == "a\\x1b[31mb\\x0d\\x9b1mc\n"
     assert table(("name", "n"), [("a\nb", 1), ("cd", 10)]) == "name   n\na b    1\ncd    10"
-
-
-@pytest.mark.parametrize(
-    ("amount", "text"), [(0, "$0.00"), (0.000123456, "$0.00012"), (12.3456, "$12.35")]
-)
-def test_money(amount: float, text: str) -> None:
-    assert usd(amount) == text

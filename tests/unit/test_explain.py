@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from flowmesh.base.errors import SpecError
 from flowmesh.cli import figures
 from flowmesh.core.story import Alternative
 from flowmesh.core.utility import Score
 from flowmesh.planning import Interval
+from flowmesh.sdk.explaining import explain_task
 from flowmesh.server import wording
 
 CHOSEN = Score(value=0.01, cost=0.002, load_s=0.0, exec_s=4.0)
@@ -63,6 +65,13 @@ def test_other_work_is_compared_by_the_second() -> None:
 )
 def test_why_a_batch_was_so_large(size: int, left: int, limit: int, words: str) -> None:
     assert words in wording.why_size(size, left, limit)
+
+
+@pytest.mark.parametrize("row", ["-1", "first", "0.-1", "1.5.2"])
+def test_what_is_no_row_is_told_so_before_anybody_is_asked(row: str) -> None:
+    nobody: Any = None
+    with pytest.raises(SpecError, match=f"'{row}' is no row: rows and samples are counted from 0"):
+        explain_task(nobody, f"r-0123456789ab:told:{row}")
 
 
 def test_batch_keys_are_told_without_digests() -> None:

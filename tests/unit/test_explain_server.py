@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import pytest
@@ -78,7 +79,8 @@ def test_what_may_be_done_before_is_told_and_in_the_interval(client: TestClient)
     assert fresh["unsure"] == 0 and not [one for one in fresh["notes"] if "done before" in one]
     finish(client, client.post("/v1/runs", json=chain("first")).json()["run"])
     view = plan(client, chain("second", more))
-    assert {one["step"]: one["unsure"] for one in view["steps"]} == {"told": 0, "again": 1, "all": 1}
+    unsure = {one["step"]: one["unsure"] for one in view["steps"]}
+    assert unsure == {"told": 0, "again": 1, "all": 1}
     assert view["unsure"] == 2 and view["executed"] == 3
     (note,) = [one for one in view["notes"] if "is done before is not known yet" in one]
     assert "again, all" in note
@@ -177,7 +179,12 @@ def test_a_task_without_a_worker_says_what_it_waits_for(client: TestClient) -> N
     assert task["waits_for"] == "a worker: there is none"
     steps = explained(client, f"runs/{run}/explain")["steps"]
     assert steps[0]["waits_for"] == "a worker: there is none"
+    needed = "waits for a worker that offers tables"
+    shown = client.get(f"/v1/runs/{run}").json()["steps"][0]["waits_for"]
+    assert shown == f"{needed}; there is no worker", "told at once to whoever asks"
     sync(client, [], runtimes=["other"])
+    shown = client.get(f"/v1/runs/{run}").json()["steps"][0]["waits_for"]
+    assert shown == f"{needed}; the only worker does not offer tables"
     task = explained(client, f"runs/{run}/explain/task", step="told", row=1)
     assert task["waits_for"] == "a worker that fits: none of 1 does"
     assert task["why_not"] == {"does not offer tables": 1}
@@ -291,3 +298,20 @@ def test_a_run_is_explained_by_steps(client: TestClient) -> None:
     assert step["batches"] == answer["decisions"] == sum(step["where"].values())
     assert list(step["where"]) == ["w"]
     assert answer["sampled"] == answer["decisions"]
+
+
+def test_plans_take_no_threads_from_other_requests(client: TestClient) -> None:
+    """One is made at a time, and not where `asyncio.to_thread` runs what all others need."""
+    put(client, ROWS)
+    forecasts = client.app.state.driver.forecasts  # type: ignore[attr-defined]
+    made: list[str] = []
+    real = forecasts.plan
+
+    def noted(*given: Any) -> Any:
+        made.append(current_thread().name)
+        return real(*given)
+
+    forecasts.plan = noted
+    plan(client, chain())
+    plan(client, chain())
+    assert made == ["plans_0", "plans_0"]

@@ -163,6 +163,22 @@ def test_an_interval_is_wider_where_less_is_known() -> None:
     assert Interval.around(10.0, 0.0) == Interval(10.0, 10.0, 10.0)
 
 
+def test_what_may_be_done_already_lowers_the_low_end_alone() -> None:
+    known = of([ahead(), ahead("b", upstream=("a",))], worker())
+    half = of([ahead(), ahead("b", upstream=("a",), unsure=1.0)], worker())
+    assert (half.usd.mid, half.usd.high) == (known.usd.mid, known.usd.high)
+    first, second = half.steps
+    for name, parts in (
+        ("usd", (first.usd, second.usd)),
+        ("joules", (first.joules, second.joules)),
+    ):
+        share = parts[0] / sum(parts)
+        assert getattr(half, name).low == pytest.approx(getattr(known, name).low * share)
+    assert half.seconds.low == pytest.approx(known.seconds.low * first.end_s / second.end_s)
+    nothing = of([ahead(unsure=1.0)], worker())
+    assert (nothing.usd.low, nothing.seconds.low) == (0.0, 0.0) and nothing.usd.mid > 0
+
+
 def test_errors_of_one_batch_key_add_up_and_of_others_cancel() -> None:
     same = [ahead("a", tasks=320), ahead("b", tasks=320)]
     other = [same[0], replace(same[1], batch_key="l")]

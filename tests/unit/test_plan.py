@@ -9,7 +9,7 @@ from flowmesh.core.decisions import GrantLease
 from flowmesh.core.events import RunSubmitted, StepExpanded, Tick
 from flowmesh.core.machine import ControlPlane
 from flowmesh.core.plan import Utility, score_of
-from flowmesh.core.records import Run, Step, TaskSpec
+from flowmesh.core.records import Demand, Run, Step, TaskSpec, Tree
 from flowmesh.core.utility import PRESETS, Knobs
 from support.core import Bench, granted, spec
 
@@ -176,3 +176,17 @@ def test_no_more_decisions_are_made_at_once_than_the_limit(monkeypatch: pytest.M
     bench.sync("w", slots=3)
     assert len(bench.running("w")) == 2 and bench.plane.next_deadline_ms() == bench.now_ms
     assert len(granted([*decisions, *bench.step(Tick(0))])) == 1
+
+
+def test_a_demand_that_changes_under_ready_tasks_is_looked_at_again() -> None:
+    """A key that had models and has none any more: nobody holds what is not asked for."""
+    bench = Bench()
+    model = Demand("op@1", trees=(Tree("sha256:m", 10**9),), weights_bytes=10**9)
+    bench.submit("a", many("x", 2, max_batch=1), demand=model)
+    assert len(bench.sync("w", holds=("sha256:m",))) == 1
+    bench.submit("b", many("y", 1, max_batch=1), demand=Demand("op@1"))
+    ran = [bench.running("w")[0][0]]
+    while bench.running("w"):
+        bench.sync("w", done=[ran[-1]], holds=("sha256:m",))
+        ran += [batch[0] for batch in bench.running("w")]
+    assert sorted(ran) == ["x000", "x001", "y000"]

@@ -126,9 +126,7 @@ def test_a_users_arrivals_are_played_at_the_scenarios_pace(tmp_path: Path) -> No
         (b"1\n\x00\n", "f.csv:2: is no text: there is a zero byte"),
     ],
 )
-def test_wrong_arrivals_are_told_with_their_line(
-    tmp_path: Path, data: bytes, problem: str
-) -> None:
+def test_wrong_arrivals_are_told_with_their_line(tmp_path: Path, data: bytes, problem: str) -> None:
     (tmp_path / "f.csv").write_bytes(data)
     with pytest.raises(SpecError) as caught:
         planned(load_scenario("small", arrivals=str(tmp_path / "f.csv")), 1)

@@ -33,6 +33,7 @@ from flowmesh.core.events import (
 )
 from flowmesh.core.fleet import Worker
 from flowmesh.core.records import (
+    Demand,
     Lease,
     OnError,
     Run,
@@ -153,7 +154,7 @@ def _step_expanded(state: State, event: StepExpanded) -> None:
         _settle_step(state, replace(step, status=StepStatus.SKIPPED))
         return
     if event.wanted:
-        learning.keep(state.demands, event.wanted[0].batch_key, event.demand)
+        _demanded(state, event.wanted[0].batch_key, event.demand)
     step = replace(
         step,
         status=StepStatus.RUNNING,
@@ -179,6 +180,19 @@ def _step_expanded(state: State, event: StepExpanded) -> None:
         step = replace(step, status=StepStatus.ASSEMBLING)
         state.todo[step.id] = None
     state.put_step(step)
+
+
+def _demanded(state: State, batch_key: str, demand: Demand) -> None:
+    """What is known of a key; of those whose tasks wait or run, it is never let go."""
+    if state.demands.get(batch_key) != demand:
+        state.touched.estimates[batch_key] = None
+    state.demands.pop(batch_key, None)
+    state.demands[batch_key] = demand
+    if len(state.demands) > learning.KEPT:
+        wanted = {task.spec.batch_key for task in state.tasks.values()}
+        oldest = next((key for key in state.demands if key not in wanted), None)
+        if oldest is not None:
+            del state.demands[oldest]
 
 
 def _step_assembled(state: State, event: StepAssembled) -> None:

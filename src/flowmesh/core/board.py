@@ -413,4 +413,7 @@ class Board:
         """Of cells with idle workers for which nothing better is waited for; a copy."""
         table, used = self.table, np.s_[: len(self._at), : len(self.groups.columns)]
         open_ = table.has[used] & (table.why[used] == 0)[..., None]
-        return np.where(open_ & (table.until_ms[used] <= state.now_ms), table.rates[used], -np.inf)
+        due = table.until_ms[used] <= state.now_ms
+        rates = np.where(open_ & due, table.rates[used], -np.inf)
+        # What figures beyond reason come to is no number, and no choice either.
+        return np.nan_to_num(rates, copy=False, nan=-np.inf, posinf=np.inf, neginf=-np.inf)

@@ -58,7 +58,7 @@ def _workers(state: State, board: Board, cell: Cell) -> Iterator[Worker]:
     if cell.level == WARM:
         found = warm
     elif cell.level == HELD:
-        found = without(group.holds[row.demand.trees[0].digest], warm)
+        found = without(group.holds.get(row.demand.trees[0].digest, {}), warm)
     else:
         found = group.bare or without(group.idle, warm)
     if len(found) > 1 and found is not group.bare:

@@ -60,11 +60,14 @@ class Forecasts:
         self._store = store
         self._plane = plane
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forecasts")
+        # Their own: a large plan takes seconds, and every other request needs threads too.
+        self._asked = ThreadPoolExecutor(1, thread_name_prefix="plans")
         self._waiting = 0
 
     def close(self) -> None:
         """Wait for the forecast that is being made; the others are not."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._thread, self._asked):
+            threads.shutdown(wait=True, cancel_futures=True)
 
     async def keep(self, submission: Submission, run: Run, state: State) -> None:
         """Make and keep the forecast of a run that was accepted; `state` is a snapshot.
@@ -109,6 +112,13 @@ class Forecasts:
         """The forecast of when a run was submitted; None where there is none (yet)."""
         found = self._database.read("SELECT forecast FROM forecasts WHERE run = ?", (run,))
         return PlanView.model_validate_json(found[0][0]) if found else None
+
+    async def ask(
+        self, submission: Submission, run: Run, state: State, offers: Sequence[OfferBody]
+    ) -> PlanView:
+        """`plan`, one at a time. Raises StoreError, SpecError."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._asked, self.plan, submission, run, state, offers)
 
     def plan(
         self,

@@ -33,7 +33,7 @@ async def plan_run(body: PlanRequest, driver: TheDriver) -> PlanView:
     run, now_ms = run_id(body.tenant, body.key), driver.now_ms()
     core_run, _ = submission.core_run(run, now_ms, driver.weight_of(body.tenant))
     state = snapshot(driver.plane.state, now_ms)
-    return await asyncio.to_thread(driver.forecasts.plan, submission, core_run, state, body.offers)
+    return await driver.forecasts.ask(submission, core_run, state, body.offers)
 
 
 @routes.get("/runs/{run}/plan")

@@ -60,9 +60,7 @@ class _Said(BaseModel):
     weight: Annotated[float, Field(gt=0, le=WEIGHT_LIMIT)] = 1.0
     leases: Annotated[int, Field(ge=0, le=COUNT_LIMIT), _Limit] = 0
     usd_per_day: Annotated[float, Field(ge=0, le=1e9), _Limit] = 0.0
-    stored_bytes: Annotated[
-        int, BeforeValidator(_bytes), Field(ge=0, le=COUNT_LIMIT), _Limit
-    ] = 0
+    stored_bytes: Annotated[int, BeforeValidator(_bytes), Field(ge=0, le=COUNT_LIMIT), _Limit] = 0
 
 
 _NAME = Annotated[str, Field(pattern=REGISTERED_PATTERN)]

@@ -349,9 +349,10 @@ def load_scenario(
 
 def _unknown_templates(data: dict[str, Any], positions: Positions) -> Iterator[Problem]:
     """Names of templates that nobody has, wherever a scenario names one; of unchecked data."""
-    own = data.get("templates")
+    own: Any = data.get("templates")
     source = files("flowmesh.sim") / "templates.yaml"
-    known = [*read(source.read_bytes(), "templates.yaml")[0], *(own if _is_dict(own) else ())]
+    templates: Any = read(source.read_bytes(), "templates.yaml")[0]
+    known = [*templates, *(own if _is_dict(own) else ())]
     named: list[tuple[Any, tuple[str | int, ...]]] = []
     mixes: list[tuple[Any, tuple[str | int, ...]]] = [(data.get("mix"), ("mix",))]
     for number, one in _each(data.get("tenants")):
