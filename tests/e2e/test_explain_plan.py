@@ -102,6 +102,7 @@ def test_new_rows_on_given_machines(folder: Path) -> None:
 def test_what_is_wrong_is_told_before_anything_is_sent(folder: Path) -> None:
     (folder / "wrong.yaml").write_text("- {name: spot, usd_per_hour: -1}\n")
     wrong = answer(folder, "plan", "lengths.yaml", "--offers", "wrong.yaml", status=2)
-    assert "offer 1, usd_per_hour" in wrong["error"]["message"]
+    message = wrong["error"]["message"]
+    assert "wrong.yaml:1" in message and "usd_per_hour" in message
     unknown = answer(folder, "explain", "r-000000000000", status=2)
     assert unknown["error"]["code"] == "not_found"
