@@ -31,8 +31,10 @@ def check(matrix: Matrix, outcomes: Outcomes) -> None:
     """Raises AssertionError for what cannot be: a bill below the bound, or ours above isolated."""
     for cell in matrix.all():
         outcome = outcomes.of(cell)
-        assert usd(outcome) >= outcome["bound"]["usd"], f"{cell.label} is below the oracle"
-        assert outcome["joules"] >= outcome["bound"]["joules"], f"{cell.label}: joules"
+        if outcome["tasks"]["executed"] >= outcome["tasks"]["distinct"]:
+            # The bound is of all the work; some scenarios are looked at before it is done.
+            assert usd(outcome) >= outcome["bound"]["usd"], f"{cell.label} is below the oracle"
+            assert outcome["joules"] >= outcome["bound"]["joules"], f"{cell.label}: joules"
         assert not outcome["doubled"], f"{cell.label} has doubled results"
     figures = headline(matrix, outcomes)
     assert figures["cost_ratio_isolated"].least > 1, figures["cost_ratio_isolated"]
