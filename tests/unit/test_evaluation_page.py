@@ -110,6 +110,7 @@ def test_what_cannot_be_is_found(matrix: Matrix) -> None:
     quick.check(matrix, made(matrix))
     with pytest.raises(AssertionError, match="below the oracle"):
         quick.check(matrix, made(matrix, bound={"usd": 1e9, "joules": 0.0}))
+    quick.check(matrix, made(matrix, unsettled=1, bound={"usd": 1e9, "joules": 0.0}))
     with pytest.raises(AssertionError, match="doubled"):
         quick.check(matrix, made(matrix, doubled=1))
 
