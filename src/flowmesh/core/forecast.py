@@ -6,11 +6,12 @@ workers hold now. Reads the state, changes nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf, log, sqrt
 
 from flowmesh.base.ids import LeaseId, WorkerId
 from flowmesh.core import estimate
+from flowmesh.core.backlog import as_worker
 from flowmesh.core.fleet import Offer, Worker
 from flowmesh.core.layout import Ahead, Layout, Place, StepForecast
 from flowmesh.core.state import State
@@ -98,19 +99,7 @@ def machines_of(state: State, offers: Iterable[Offer], limit: int) -> list[Place
 
 
 def _offered(state: State, offer: Offer, number: int) -> Place:
-    worker = Worker(
-        id=WorkerId(f"{offer.id}#{number}"),
-        runtimes=offer.runtimes,
-        slots=offer.slots,
-        usd_per_hour=offer.usd_per_hour,
-        warm=(),
-        heard_ms=0,
-        devices=offer.devices,
-        memory_bytes=offer.memory_bytes,
-        device=offer.device,
-        place=offer.place,
-        interruptions_per_hour=offer.interruptions_per_hour,
-    )
+    worker = replace(as_worker(offer), id=WorkerId(f"{offer.id}#{number}"))
     starting_s = estimate.startup_s(state, offer)
     return Place(worker, offer.id, (0.0,) * offer.slots, starting_s, is_offer=True)
 
