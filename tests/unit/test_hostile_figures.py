@@ -4,7 +4,6 @@ import asyncio
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
 
 import pytest
 from pydantic import ValidationError
@@ -113,23 +112,32 @@ def test_the_last_fit_of_an_absurd_worker_is_finite() -> None:
 
 @pytest.mark.parametrize("trouble", [KeyError("price"), TimeoutError(), ProviderError("down")])
 def test_a_mistake_in_a_provider_does_not_end_its_tending(trouble: Exception) -> None:
+    asked = asyncio.Event()
+
     class Broken:
         name = "p"
 
         async def offers(self) -> list[Offer]:
+            asked.set()
             raise trouble
+
+    async def nothing(*_: object) -> None:
+        pass
 
     async def story() -> None:
         bench = RentingBench()
         fleet = Fleet(
             [Broken()],  # type: ignore[list-item]
-            step=AsyncMock(),
-            durable=AsyncMock(),
+            step=nothing,
+            durable=nothing,
             state=lambda: bench.state,
             now_ms=lambda: 1,
         )
         tending = asyncio.create_task(fleet.run())
-        await asyncio.sleep(0.02)
+        async with asyncio.timeout(10):
+            await asked.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)  # lets the trouble arrive
         assert not tending.done()
         tending.cancel()
         await asyncio.gather(tending, return_exceptions=True)

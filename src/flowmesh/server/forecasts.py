@@ -81,8 +81,7 @@ class Forecasts:
             await self._await_worker(state)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._thread, self._keep, submission, run, state)
-        except Exception:
-            # A forecast that fails may not take the server with it, whatever the reason.
+        except Exception:  # A forecast that fails may not take the server with it.
             _log.exception("no forecast of run %s", run.id)
         finally:
             self._waiting -= 1
