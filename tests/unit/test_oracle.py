@@ -11,7 +11,7 @@ from flowmesh.sim.clairvoyant import bound_of
 from flowmesh.sim.cluster import simulate
 from flowmesh.sim.devices import machine, model
 from flowmesh.sim.engines import Engine, Rows, Truth
-from flowmesh.sim.oracle import Offered, Work, bound, least, potentials, total
+from flowmesh.sim.oracle import Offered, Work, bound, least, total
 from flowmesh.sim.policies import names
 from flowmesh.sim.profiles import EFFICIENCY
 from flowmesh.sim.scenario import DeviceSpec, Scenario
@@ -68,19 +68,8 @@ def test_no_batches_take_less_than_their_rows(seed: int, kind: str, engine: Engi
     work = drawn(seed, engine)
     bounded = least(work, Offered(machine(kind), 1.0), TRUTH)
     seconds, joules, shared = taken(work, kind, np.random.default_rng(seed + 1))
-    assert seconds >= total(work, [bounded.seconds]) + shared * bounded.seconds.prefix - 1e-6
-    assert joules >= total(work, [bounded.joules]) + shared * bounded.joules.prefix - 1e-3
-
-
-@given(st.integers(0, 10**6))
-def test_no_partition_has_a_smaller_product_of_means(seed: int) -> None:
-    """The dual prices hold for every set of rows, so they add up over any of them."""
-    rng = np.random.default_rng(seed)
-    count = int(rng.integers(1, 40))
-    x, y = rng.lognormal(3, 1, count), rng.lognormal(4, 1, count)
-    prices = potentials(x, y)
-    rows = rng.permutation(count)[: int(rng.integers(1, count + 1))]
-    assert len(rows) * x[rows].mean() * y[rows].mean() >= prices[rows].sum() * (1 - 1e-9) - 1e-6
+    assert seconds >= total([bounded.seconds]) + shared * bounded.seconds.prefix - 1e-6
+    assert joules >= total([bounded.joules]) + shared * bounded.joules.prefix - 1e-3
 
 
 @given(st.integers(0, 10**6))
@@ -103,10 +92,10 @@ def test_no_split_over_two_machines_costs_less_than_the_bound(seed: int) -> None
                 prefix_tokens=work.prefix_tokens[rows],
             )
             usd += offer.usd_per_s * taken(some, offer.machine.kind, rng)[0]
-    assert usd >= total(work, costs) * (1 - 1e-9)
+    assert usd >= total(costs) * (1 - 1e-9)
 
 
-def test_rows_of_unlike_lengths_have_no_bound_below_nothing() -> None:
+def test_rows_of_unlike_lengths_have_a_bound_that_is_near() -> None:
     """Where one machine has little room for long rows and another much: still near the truth."""
     rng = np.random.default_rng(5)
     count = 2048
@@ -115,13 +104,7 @@ def test_rows_of_unlike_lengths_have_no_bound_below_nothing() -> None:
     offers = [Offered(machine("A100-80"), 0.87), Offered(machine("RTX3090"), 0.2)]
     took = TRUTH.batch(GENERATE, offers[0].machine, Rows(prompt.astype(int), output.astype(int)))
     usd = took.exec_s * offers[0].usd_per_s
-    assert 0.75 * usd <= bound([work], offers, TRUTH).exec_usd <= usd
-
-
-def test_the_prices_are_as_high_as_they_can_be() -> None:
-    """They sum up to the best matching: the largest of one with the smallest of the other."""
-    x, y = np.array([3.0, 1.0, 2.0]), np.array([5.0, 4.0, 6.0])
-    assert potentials(x, y).sum() == pytest.approx(1 * 6 + 2 * 5 + 3 * 4)
+    assert 0.85 * usd <= bound([work], offers, TRUTH).exec_usd <= usd
 
 
 def test_the_bound_is_near_for_batches_of_equal_rows() -> None:
@@ -133,8 +116,8 @@ def test_the_bound_is_near_for_batches_of_equal_rows() -> None:
     made = machine("H100")
     took = TRUTH.batch(GENERATE, made, Rows(work.prompt.astype(int), work.output.astype(int)))
     bounded = least(work, Offered(made, 1.0), TRUTH)
-    assert total(work, [bounded.seconds]) == pytest.approx(took.exec_s, rel=0.02)
-    assert total(work, [bounded.joules]) == pytest.approx(
+    assert total([bounded.seconds]) == pytest.approx(took.exec_s, rel=0.02)
+    assert total([bounded.joules]) == pytest.approx(
         took.busy_j + made.idle_w * took.exec_s, rel=0.1
     )
 

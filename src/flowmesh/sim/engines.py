@@ -154,10 +154,11 @@ class Truth:
         model = engine.model
         assert model is not None, engine
         flops, bandwidth = self.speeds(machine)
-        prompt, output = int(rows.prompt.sum()), int(rows.output.sum())
-        count = len(rows.prompt)
-        context = prompt / count + output / count / 2
-        room = concurrency(engine, machine, (prompt + output) / count)
+        prompt, count = int(rows.prompt.sum()), len(rows.prompt)
+        # A row looks back on its context, and takes up memory, in each of its own steps.
+        context = float(np.average(rows.prompt + rows.output / 2, weights=rows.output))
+        tokens = float(np.average(rows.prompt + rows.output, weights=rows.output))
+        room = max(1, concurrency(engine, machine, tokens))
         ends, order = finishing_steps(rows.output, room)
         active = np.minimum(room, count - np.arange(count)).astype(np.float64)
         reading = model.weights_bytes / bandwidth

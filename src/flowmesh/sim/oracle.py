@@ -19,6 +19,9 @@ from flowmesh.sim.engines import Engine, Truth
 
 FloatArray = NDArray[np.float64]
 
+#: Weights of the limit by number, against that by memory, that are tried for the rows at a time.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Offered:
@@ -96,25 +99,16 @@ class Cost:
     Attributes:
         rows: of each row, at least 0; adds up over any batches.
         prefix: a token of a shared beginning, which is read once.
-        cross: over batches, a sum of so much times `rows x mean(output) x mean(prompt)`.
-        square: likewise, of `rows x mean(output)^2`.
     """
 
     rows: FloatArray
     prefix: float = 0.0
-    cross: float = 0.0
-    square: float = 0.0
 
     def times(self, rate: float) -> "Cost":
-        return Cost(rate * self.rows, rate * self.prefix, rate * self.cross, rate * self.square)
+        return Cost(rate * self.rows, rate * self.prefix)
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.rows + other.rows,
-            self.prefix + other.prefix,
-            self.cross + other.cross,
-            self.square + other.square,
-        )
+        return Cost(self.rows + other.rows, self.prefix + other.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,28 +119,9 @@ class Least:
     joules: Cost
 
 
-#: Tangents that `total` tries; it is concave in what they vary.
-TANGENTS = 33
-
-
-def total(work: Work, costs: Sequence[Cost], crossed: float | None = None) -> float:
-    """What all rows cost at least, shared beginnings apart, each on one of several machines.
-
-    `crossed`: the least sum of output times prompt over all matchings, if it is known.
-    """
-    cross = min(one.cross for one in costs)
-    if crossed is None:
-        crossed = float(potentials(work.output, work.prompt).sum())
-    fixed = [one.rows + (one.cross - cross) * work.prompt.min() * work.output for one in costs]
-    roots = [one.square**0.5 for one in costs]
-    mean = float(work.output.mean())
-    found = 0.0
-    for root in np.linspace(0.0, max(roots) * mean, TANGENTS if max(roots) else 1):
-        each = [
-            own + 2 * root * slope * work.output for own, slope in zip(fixed, roots, strict=True)
-        ]
-        found = max(found, float(np.min(each, axis=0).sum()) - len(work) * float(root) ** 2)
-    return found + cross * crossed
+def total(costs: Sequence[Cost]) -> float:
+    """What all rows cost at least, shared beginnings apart, each on one of several machines."""
+    return float(np.min([one.rows for one in costs], axis=0).sum())
 
 
 def bound(works: Sequence[Work], offered: Sequence[Offered], truth: Truth) -> Bound:
@@ -162,14 +137,13 @@ def bound(works: Sequence[Work], offered: Sequence[Offered], truth: Truth) -> Bo
             raise ValueError(f"{work.engine.operator} fits no machine")
         used += [one for one, _ in fitting if one not in used]
         tokens = _prefix_once(work)
-        crossed = float(potentials(work.output, work.prompt).sum())
         in_usd = [took.seconds.times(one.usd_per_s) for one, took in fitting]
         in_j = [took.joules for _, took in fitting]
         name = work.engine.operator + (f"/{work.engine.model.name}" if work.engine.model else "")
-        usd = total(work, in_usd, crossed) + tokens * min(one.prefix for one in in_usd)
+        usd = total(in_usd) + tokens * min(one.prefix for one in in_usd)
         by_engine[name] = by_engine.get(name, 0.0) + usd
         load_usd += min(one.usd_per_s * _load_s(work, one, truth) for one, _ in fitting)
-        joules += total(work, in_j, crossed) + tokens * min(one.prefix for one in in_j)
+        joules += total(in_j) + tokens * min(one.prefix for one in in_j)
         joules += min(one.machine.idle_w * _load_s(work, one, truth) for one, _ in fitting)
     startup_usd = min((one.usd_per_hour / 3600 * one.startup_s for one in used), default=0.0)
     joules += min((one.machine.idle_w * one.startup_s for one in used), default=0.0)
@@ -219,22 +193,6 @@ def least(work: Work, offered: Offered, truth: Truth) -> Least:
     return _tool(work, offered)
 
 
-def potentials(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Row by row, a bound on the product of means that batches of the rows pay for.
-
-    Whatever the batches, the sum over them of `rows x mean(first) x mean(second)` is at least the
-    sum of these over all rows: they are dual prices of matching the largest of the one to
-    the smallest of the other (docs/oracle.md, "Products of means"). Values may be negative.
-    """
-    up, down = np.sort(first), np.sort(second)[::-1]
-    v = np.concatenate([[0.0], np.cumsum(up[:-1] * np.diff(down))])
-    u = up * down - v
-    found = np.empty(len(first))
-    found[np.argsort(first, kind="stable")] = u
-    found[np.argsort(-second, kind="stable")] += v
-    return found
-
-
 def _generate(work: Work, offered: Offered, truth: Truth) -> Least:
     model, machine = work.engine.model, offered.machine
     assert model is not None, work
@@ -245,7 +203,7 @@ def _generate(work: Work, offered: Offered, truth: Truth) -> Least:
     share = float((read / np.maximum(work.prompt, 1.0)).min())
     prefill_s = read * a_token + share * attention / flops
     cache_s = model.cache_bytes_per_token / (bandwidth * engines.CACHE_SHARE)
-    looking = Cost(output * engines.ROW_STEP_S, cross=cache_s, square=cache_s / 2)
+    looking = Cost(output * (engines.ROW_STEP_S + cache_s * (work.prompt + output / 2)))
     step_s = engines.STEP_S + (engines.EXCHANGE_S * 2 * model.layers if machine.gpus > 1 else 0)
     each = Step(model.weights_bytes / bandwidth, a_token, step_s)
     idle_w, above_w = machine.idle_w / offered.slots, machine.busy_w - machine.idle_w
@@ -269,7 +227,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Rows at one time: never above `most`, nor above `tokens` over a batch's mean of tokens."""
+    """Rows at one time: never above `most`, nor above `tokens` over the mean of theirs."""
 
     most: int
     tokens: float
@@ -285,25 +243,28 @@ def _most_rows(work: Work, machine: Machine) -> Room:
 
 
 def _decode(work: Work, step: Step, room: Room, watts: tuple[float, float]) -> tuple[Cost, Cost]:
-    """Seconds and joules of the decode steps, without looking back on the context.
-
-    Two bounds are made, from either limit on the rows at one time; the better one counts.
-    """
+    """Seconds and joules of the decode steps, without looking back on the context."""
     idle_w, above_w = watts
     low_w = idle_w + engines.DECODE_POWER * above_w
-    full = float(np.hypot(step.reading_s / room.most, step.row_s)) + step.fixed_s / room.most
-    by_count = Cost(full * work.output)
-    share = float((work.prompt + work.output).mean()) / room.tokens
-    tangent = float(np.hypot(step.reading_s * share, step.row_s))
-    slope = (step.reading_s**2 * share / tangent + step.fixed_s) / room.tokens
-    by_memory = Cost(work.output * step.row_s**2 / tangent, cross=slope, square=slope)
-    seconds = _larger(work, by_count, by_memory)
-    counted_j = Cost(least_joules(step, room.most, watts) * work.output)
-    return seconds, _larger(work, counted_j, seconds.times(low_w))
+    output, all_output = work.output, float(work.output.sum())
+    tokens = np.minimum(work.prompt + output, room.tokens)
+    mean = float((output * tokens).sum()) / max(1.0, all_output)
+    counted_j = Cost(least_joules(step, room.most, watts) * output)
+    seconds = [
+        Cost(output * _token_s(step, share / room.most, (1 - share) * tokens / room.tokens, at))
+        for share in SHARES
+        for at in [share / room.most + (1 - share) * mean / room.tokens]
+    ]
+    best = max(seconds, key=lambda one: total([one]))
+    return best, max(counted_j, best.times(low_w), key=lambda one: total([one]))
 
 
-def _larger(work: Work, one: Cost, other: Cost) -> Cost:
-    return one if total(work, [one]) >= total(work, [other]) else other
+def _token_s(step: Step, by_count: float, by_memory: FloatArray, at: float) -> FloatArray:
+    """Of a token's step whose part is the sum of two: the tangent at `at`, below what it takes."""
+    least_s = float(np.hypot(step.reading_s * at, step.row_s))
+    slope = step.reading_s**2 * at / least_s + step.fixed_s
+    found: FloatArray = step.row_s**2 / least_s + slope * (by_count + by_memory)
+    return found
 
 
 def least_joules(step: Step, most: int, watts: tuple[float, float]) -> float:

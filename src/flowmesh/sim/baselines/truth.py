@@ -27,7 +27,7 @@ class Mean:
     prefix_tokens: float
     work: float
     max_batch: int
-    tokens: float  #: of a whole row
+    tokens: float  #: of a whole row, each weighted by the steps that it stays
 
 
 class TrueMeans:
@@ -153,5 +153,5 @@ def _mean(contents: list[Content]) -> Mean:
     tool = first.step.kind == "tool"
     work = sum(one.step.work * len(one) for one in contents) / rows if tool else 0.0
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(prompt))
-    tokens = float(prompt.mean() + output.mean())
+    tokens = float(np.average(prompt + output, weights=np.maximum(1, output)))
     return Mean(first.kind, prompt[order], output[order], shared, work, most, tokens)
