@@ -4,6 +4,7 @@ They drive the same control plane and see the same state as our policy. What the
 are the true times of the engines (`known.py`), which ours has to learn.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Protocol
@@ -28,8 +29,8 @@ class Autoscaler(Protocol):
     def wakes_ms(self, state: State) -> int | None: ...
 
 
-class Baseline:
-    """First come first served over batch keys; a subclass says which worker, and how many rows.
+class Batches:
+    """Makes leases as large as an engine takes well; which, and where, others say.
 
     Attributes:
         fill: rows of a lease as a multiple of those that the engine runs at one time: above 1,
@@ -42,39 +43,8 @@ class Baseline:
     within_step = False
     rows_most: int | None = None
 
-    def __init__(self, known: Known, autoscaler: Autoscaler | None = None) -> None:
+    def __init__(self, known: Known) -> None:
         self.known = known
-        self.autoscaler = autoscaler
-
-    def decide(self, state: State) -> Decision | None:
-        granted = self._grant(state) if state.idle and state.ready else None
-        if granted is not None or self.autoscaler is None:
-            return granted
-        return self.autoscaler.decide(state)
-
-    def wakes_ms(self, state: State) -> int | None:
-        return self.autoscaler.wakes_ms(state) if self.autoscaler else None
-
-    def pick(
-        self, state: State, batch_key: str, key: ReadyKey, workers: Sequence[Worker]
-    ) -> Worker | None:
-        """The worker to run the oldest of `key`; None if they shall wait for another."""
-        raise NotImplementedError
-
-    def may(self, state: State, worker: Worker, batch_key: str, key: ReadyKey) -> bool:
-        """Whether `worker` may run this key at all."""
-        return needs.fits(worker, key) and self.known.fits(batch_key, worker.device)
-
-    def _grant(self, state: State) -> GrantLease | None:
-        for name in in_order(state):
-            key = state.ready[name]
-            batch_key = pool.batch_key(state, key)
-            idle = [state.workers[worker] for worker in state.idle]
-            workers = [one for one in idle if self.may(state, one, batch_key, key)]
-            worker = self.pick(state, batch_key, key, workers) if workers else None
-            if worker is not None:
-                return self.lease(state, worker.id, batch_key, oldest(state, key))
-        return None
 
     def lease(
         self, state: State, worker_id: WorkerId, batch_key: str, tasks: Iterator[TaskId]
@@ -110,6 +80,44 @@ class Baseline:
             if task.batch_limit < limit or (self.within_step and task.owner != step):
                 return
             yield task_id
+
+
+class Baseline(Batches, ABC):
+    """First come first served over batch keys; a subclass says on which worker."""
+
+    def __init__(self, known: Known, autoscaler: Autoscaler | None = None) -> None:
+        super().__init__(known)
+        self.autoscaler = autoscaler
+
+    def decide(self, state: State) -> Decision | None:
+        granted = self._grant(state) if state.idle and state.ready else None
+        if granted is not None or self.autoscaler is None:
+            return granted
+        return self.autoscaler.decide(state)
+
+    def wakes_ms(self, state: State) -> int | None:
+        return self.autoscaler.wakes_ms(state) if self.autoscaler else None
+
+    @abstractmethod
+    def pick(
+        self, state: State, batch_key: str, key: ReadyKey, workers: Sequence[Worker]
+    ) -> Worker | None:
+        """The worker to run the oldest of `key`; None if they shall wait for another."""
+
+    def may(self, state: State, worker: Worker, batch_key: str, key: ReadyKey) -> bool:
+        """Whether `worker` may run this key at all."""
+        return needs.fits(worker, key) and self.known.fits(batch_key, worker.device)
+
+    def _grant(self, state: State) -> GrantLease | None:
+        for name in in_order(state):
+            key = state.ready[name]
+            batch_key = pool.batch_key(state, key)
+            idle = [state.workers[worker] for worker in state.idle]
+            workers = [one for one in idle if self.may(state, one, batch_key, key)]
+            worker = self.pick(state, batch_key, key, workers) if workers else None
+            if worker is not None:
+                return self.lease(state, worker.id, batch_key, oldest(state, key))
+        return None
 
 
 def in_order(state: State) -> list[str]:

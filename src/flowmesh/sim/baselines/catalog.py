@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from flowmesh.base.errors import Problem, SpecError
 from flowmesh.core.fleet import Offer
 from flowmesh.core.plan import Policy
 from flowmesh.core.state import State
-from flowmesh.sim.baselines.base import Baseline
+from flowmesh.sim.baselines.base import Baseline, Batches
 from flowmesh.sim.baselines.choices import (
     BestFit,
     BinPack,
@@ -28,10 +28,11 @@ from flowmesh.sim.policies import Entry, Setting, register
 
 Rank = Callable[[Known, Queue, Offer], float]
 Make = Callable[..., Baseline]
+Placing = TypeVar("Placing", bound=Batches)
 
 #: Of autoscalers, where an evaluation gives no others.
 TARGET_S, IDLE_S = 900.0, 180.0
-#: `Baseline.fill` where cost alone counts: twice the engine's rows leave it half empty for long.
+#: `Batches.fill` where cost alone counts: twice the engine's rows leave it half empty for long.
 LONG_FILL = 8.0
 
 
@@ -75,7 +76,7 @@ SHARED: Mapping[str, tuple[Make, Rank, str]] = {
 }  # fmt: skip
 
 
-def _filled(policy: Baseline, setting: Setting) -> Baseline:
+def _filled(policy: Placing, setting: Setting) -> Placing:
     """Leases as long as ours are, where ours may be long."""
     if setting.scenario.objective == "cost":
         policy.fill = LONG_FILL
@@ -124,7 +125,7 @@ def strong(
     return _filled(Strong(TrueMeans(setting), given, own_pools=own_pools), setting)
 
 
-def _isolated(setting: Setting) -> Baseline:
+def _isolated(setting: Setting) -> Isolated:
     if setting.scenario.market is None:
         raise SpecError(Problem("isolated runs rent their machines: give the scenario a `market`"))
     return _filled(Isolated(TrueMeans(setting)), setting)

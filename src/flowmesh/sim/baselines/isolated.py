@@ -20,7 +20,7 @@ from flowmesh.core.decisions import Decision, GrantLease, LaunchInstance, Termin
 from flowmesh.core.fleet import Offer, Worker
 from flowmesh.core.records import Run, StepStatus, TaskStatus
 from flowmesh.core.state import State
-from flowmesh.sim.baselines.base import Baseline
+from flowmesh.sim.baselines.base import Batches
 from flowmesh.sim.baselines.known import Known, Stage
 
 #: Numbers of equal machines that are tried.
@@ -95,7 +95,7 @@ def _seconds(
     return seconds
 
 
-class Isolated(Baseline):
+class Isolated(Batches):
     """See the module. It rents by itself: there is no queue to scale by."""
 
     def __init__(self, known: Known) -> None:
