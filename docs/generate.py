@@ -21,7 +21,7 @@ from flowmesh.operators.sql import MEMORY_LIMIT
 from flowmesh.runtimes.python_process import ANSWER_LIMIT_BYTES
 from flowmesh.server import checkpoints as care
 from flowmesh.server.blobs import BLOB_LIMIT_BYTES
-from flowmesh.server.driver import OPEN_RUNS_LIMIT
+from flowmesh.server.driver import OPEN_RUNS_LIMIT, TENANTS_LIMIT
 from flowmesh.server.steps import ITEMS_LIMIT, TABLE_LIMIT_BYTES
 from flowmesh.spec import document, templates, workflow
 from flowmesh.spec import operator as contract
@@ -102,6 +102,7 @@ def limits() -> str:
         ("table whose rows become tasks", f"{TABLE_LIMIT_BYTES >> 30} GiB"),
         ("items (rows times samples) of one step", f"{ITEMS_LIMIT:,}"),
         ("open runs of one tenant", f"{OPEN_RUNS_LIMIT:,}"),
+        ("tenants that no file of `--tenants` names", f"{TENANTS_LIMIT:,}"),
         ("memory of one SQL query", MEMORY_LIMIT),
         ("answer of one call of a Python function", f"{ANSWER_LIMIT_BYTES:,} bytes"),
         ("one blob sent over HTTP", f"{BLOB_LIMIT_BYTES >> 30} GiB"),

@@ -6,23 +6,17 @@ of the fields say.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from flowmesh.wire import Amount, Count, CreateRun, TaskCounts
+from flowmesh.wire import Body, CreateRun, DeviceFigures, HourlyPrice, TaskCounts
 
 #: Offers of one request.
 OFFERS_LIMIT = 100
 #: Machines of one offer that a plan looks at.
 MACHINES_LIMIT = 256
 
-Figure = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class OfferBody(Body):
+class OfferBody(DeviceFigures):
     """A machine that could be had, as a plan is asked about it.
 
     `device` is a kind of the built-in data sheets, or any name where the figures are given; a
@@ -31,19 +25,12 @@ class OfferBody(Body):
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     device: Annotated[str, Field(max_length=100)] = ""
-    usd_per_hour: Amount = 0.0
+    usd_per_hour: HourlyPrice = 0.0
     startup_s: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 60.0
     count: Annotated[int, Field(ge=1, le=MACHINES_LIMIT)] = 1
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     runtimes: tuple[str, ...] = ()
-    flops_per_s: Figure = 0.0
-    bandwidth_bytes_per_s: Figure = 0.0
-    memory_bytes: Count = 0
-    load_bytes_per_s: Figure = 0.0
-    fetch_bytes_per_s: Figure = 0.0
-    idle_w: Amount = 0.0
-    busy_w: Amount = 0.0
 
 
 class PlanRequest(CreateRun):
@@ -74,8 +61,8 @@ class StepPlan(Body):
     joules: Interval = Interval()
     start_s: float = 0.0
     end_s: float = 0.0
-    where: dict[str, int] = {}
-    why_not: dict[str, int] = {}
+    where: dict[str, int] = Field(default_factory=dict)
+    why_not: dict[str, int] = Field(default_factory=dict)
     impossible: bool = False
 
 
@@ -95,8 +82,8 @@ class FleetPlan(Body):
     usd: Interval = Interval()
     joules: Interval = Interval()
     startup_usd: float = 0.0
-    steps: list[StepPlan] = []
-    verdicts: list[str] = []
+    steps: list[StepPlan] = Field(default_factory=list)
+    verdicts: list[str] = Field(default_factory=list)
 
 
 #: How the tasks of a step are known. `exact`: made from its real input and looked up;
@@ -135,9 +122,9 @@ class PlanView(Body):
     executed: int = 0
     unsure: int = 0
     saved_usd: float = 0.0
-    steps: list[StepTasks] = []
-    fleets: list[FleetPlan] = []
-    notes: list[str] = []
+    steps: list[StepTasks] = Field(default_factory=list)
+    fleets: list[FleetPlan] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
     made_ms: int = 0
 
 
@@ -162,7 +149,7 @@ class RunPlan(Body):
     run: str
     status: str
     plan: PlanView | None = None
-    steps: list[StepOutcome] = []
+    steps: list[StepOutcome] = Field(default_factory=list)
     batches: int = 0
     seconds: float = 0.0
     usd: float = 0.0
@@ -248,14 +235,14 @@ class TaskExplanation(Body):
     usd: float = 0.0
     share_usd: float = 0.0
     saved_usd: float = 0.0
-    runs: list[str] = []
+    runs: list[str] = Field(default_factory=list)
     other_tenants: int = 0
-    attempts: list[AttemptView] = []
+    attempts: list[AttemptView] = Field(default_factory=list)
     sampled: bool = False
-    others: list[OptionView] = []
-    why_not: dict[str, int] = {}
+    others: list[OptionView] = Field(default_factory=list)
+    why_not: dict[str, int] = Field(default_factory=dict)
     waits_for: str = ""
-    words: list[str] = []
+    words: list[str] = Field(default_factory=list)
 
 
 class StepExplanation(Body):
@@ -266,7 +253,7 @@ class StepExplanation(Body):
     status: str
     tasks: TaskCounts = TaskCounts()
     batches: int = 0
-    where: dict[str, int] = {}
+    where: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
     usd: float = 0.0
     wait_s: float = 0.0
@@ -279,8 +266,8 @@ class RunExplanation(Body):
 
     run: str
     status: str
-    steps: list[StepExplanation] = []
-    reasons: list[str] = []
+    steps: list[StepExplanation] = Field(default_factory=list)
+    reasons: list[str] = Field(default_factory=list)
     decisions: int = 0
     sampled: int = 0
 
@@ -291,8 +278,11 @@ class EstimateView(Body):
     `seconds` are by feature: a `batch` for itself, a `prompt token`, a `decode step` (in which
     every row writes a token), an `output token`, a `unit of work`. `error` is the mean absolute
     percentage error of what was foretold of each batch before it ran, as a fraction, and `sigma`
-    the relative standard deviation that is reckoned with. `rate_1` and `rate_full` are rows or
-    tokens (`rate_unit`) a second with one row and with `rows_full`; `load_s` is for a cold engine.
+    the relative standard deviation that is reckoned with. `rate_1` and `rate_full` are `rows` or
+    `tokens` (`rate_unit`) a second with one row and with `rows_full`, which run at once; `watts`
+    the mean power while executing; `load_s` is for a cold engine. `operator` is `name@version`,
+    empty if no step of it was expanded since the state began. `tokens_ratio` is how many prompt
+    tokens engines read for each that the server had estimated.
     """
 
     batch_key: str
@@ -308,3 +298,4 @@ class EstimateView(Body):
     rows_full: int
     watts: float
     load_s: float
+    tokens_ratio: float = 1.0

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowmesh.base.errors import Problem
+from flowmesh.core.fleet import MOST_USD_PER_HOUR
 
 
 class Body(BaseModel):
@@ -48,6 +49,7 @@ class ErrorBody(Body):
 
 DigestText = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}/\d{1,18}$")]
 Amount = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+HourlyPrice = Annotated[float, Field(ge=0, le=MOST_USD_PER_HOUR, allow_inf_nan=False)]
 #: What every reader of JSON and the tables can hold.
 COUNT_LIMIT = 1 << 53
 Count = Annotated[int, Field(ge=0, le=COUNT_LIMIT)]
@@ -268,13 +270,9 @@ RuntimeName = Annotated[str, Field(max_length=200)]
 BatchKey = Annotated[str, Field(max_length=10_000)]
 
 
-class DeviceBody(Body):
-    """What a worker's machine can do, as `core.fleet.Device`: by its data sheet or measured.
+class DeviceFigures(Body):
+    """What a machine can do, as `core.fleet.Device`; 0 for what is not known (yet)."""
 
-    Machines of one `kind` take equal times; 0 for what is not known (yet).
-    """
-
-    kind: Annotated[str, Field(max_length=200)] = ""
     flops_per_s: Measure = 0.0
     bandwidth_bytes_per_s: Measure = 0.0
     memory_bytes: Count = 0
@@ -282,6 +280,15 @@ class DeviceBody(Body):
     fetch_bytes_per_s: Measure = 0.0
     idle_w: Amount = 0.0
     busy_w: Amount = 0.0
+
+
+class DeviceBody(DeviceFigures):
+    """A worker's machine, by its data sheet or measured; those of one `kind` take equal times.
+
+    Without `|`, which parts it from the batch key in what is learnt of both.
+    """
+
+    kind: Annotated[str, Field(max_length=200, pattern=r"^[^|]*$")] = ""
 
 
 class WorkerInfo(Body):
@@ -298,7 +305,7 @@ class WorkerInfo(Body):
     threads: int = 1
     memory_bytes: Count = 0
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
-    usd_per_hour: Amount = 0.0
+    usd_per_hour: HourlyPrice = 0.0
     #: Batch keys whose engine is warm.
     warm: Annotated[tuple[BatchKey, ...], Field(max_length=WARM_LIMIT)] = ()
     version: str = ""

@@ -13,6 +13,7 @@ from flowmesh.core.fleet import Device, Offer
 from flowmesh.core.records import Demand, Expected, Failure
 from flowmesh.core.roofline import Amounts
 from flowmesh.core.state import State
+from flowmesh.server.estimates import summary
 from flowmesh.stores.codec import decode_state, encode_state
 from support.learning import A100, MODEL, PLAIN, Told
 
@@ -395,9 +396,56 @@ def test_a_replay_of_the_journal_learns_the_same_to_the_last_bit() -> None:
     assert decode_state(encode_state(later), State) == later
 
 
+def reading(tokens: int, estimated: int, **more: Any) -> Told:
+    """Twenty batches of four rows that read so many prompt tokens each, of so many estimated."""
+    timing = BatchTiming(4, exec_s=4 * tokens * 1e-3, prompt_tokens=4 * tokens)
+    world = Told(**more)
+    for _ in range(20):
+        world.batch(timing, prompt_tokens=estimated)
+    return world
+
+
+@pytest.mark.parametrize("tokens", [50, 100, 150])
+def test_prompts_that_are_longer_than_estimated_are_expected_so(tokens: int) -> None:
+    world = reading(tokens, 100)
+    known = estimate.coefficients(world.state, "k", A100)
+    counted = estimate.counted(world.state, "k", A100)
+    assert known.seconds[1] / counted.seconds[1] == pytest.approx(tokens / 100, rel=0.1)
+    assert float(known.exec_s(Amounts(400))) == pytest.approx(4 * tokens * 1e-3, rel=0.1)
+    assert known.seconds[2:] == counted.seconds[2:]
+    (view,) = summary(world.state)
+    assert view.tokens_ratio == pytest.approx(tokens / 100, rel=0.1)
+    alone = estimate.coefficients(world.state, "k", A100, learning=False)
+    assert alone == estimate.counted(world.state, "k", A100, learning=False)
+
+
+def test_a_prefix_that_was_read_once_is_no_error_of_the_estimate() -> None:
+    """Four rows of 100 tokens, of which 60 are the same: 220 are read."""
+    shared = replace(MODEL, shares_prefixes=True)
+    world = Told(demand=shared)
+    timing = BatchTiming(4, exec_s=1.0, prompt_tokens=220)
+    world.batch(timing, prompt_tokens=100, prefix="p", prefix_tokens=60)
+    assert estimate.tokens_name("k") in world.state.rates
+    assert estimate.tokens_ratio(world.state, "k") == 1.0
+
+
+def test_what_tells_nothing_of_the_estimate_of_tokens_changes_nothing() -> None:
+    for tasks, read, estimated in [(3, 400, 100), (4, 0, 100), (4, 400, 0)]:
+        world = Told()
+        timing = BatchTiming(tasks, exec_s=1.0, prompt_tokens=read)
+        world.batch(timing, count=4, prompt_tokens=estimated)
+        assert estimate.tokens_name("k") not in world.state.rates
+    wild = Told()
+    wild.batch(BatchTiming(1, exec_s=1.0, prompt_tokens=1 << 49), prompt_tokens=1)
+    known, counted = (
+        one(wild.state, "k", A100) for one in (estimate.coefficients, estimate.counted)
+    )
+    assert known.seconds[1] <= 10 * counted.seconds[1]
+
+
 def test_the_summary_says_what_was_learnt() -> None:
     world = told(*[BATCH] * 3)
-    (view,) = estimate.summary(world.state)
+    (view,) = summary(world.state)
     assert (view.batch_key, view.operator, view.kind, view.seen) == (
         "k", "generate@1", "A100-80", 3,
     )  # fmt: skip
@@ -405,6 +453,6 @@ def test_the_summary_says_what_was_learnt() -> None:
     assert view.rate_unit == "tokens" and view.rows_full == 256
     assert view.rate_full > 10 * view.rate_1 > 0
     plain = told(BatchTiming(1, exec_s=0.5, work=1.0), demand=PLAIN)
-    (view,) = estimate.summary(plain.state)
+    (view,) = summary(plain.state)
     assert set(view.seconds) == {"batch", "unit of work"}
     assert view.rate_unit == "rows" and view.rate_1 == pytest.approx(2.0, rel=0.2)

@@ -138,6 +138,14 @@ def test_a_result_is_heard_with_what_it_took() -> None:
     assert result.batch == BatchTiming(**BATCH)  # type: ignore[arg-type]
 
 
+def test_a_failure_is_heard_with_what_its_batch_took() -> None:
+    batch = BatchReport(**BATCH)  # type: ignore[arg-type]
+    failed = TaskReport(lease=1, task="t", kind="input", message="no", seconds=2.0, batch=batch)
+    (result,) = heard(failed).results
+    assert (result.failure, result.message, result.seconds) == (Failure.INPUT, "no", 2.0)
+    assert result.batch == BatchTiming(**BATCH)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "usage",
     [

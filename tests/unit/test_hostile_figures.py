@@ -1,6 +1,7 @@
 """Figures that nobody can mean, of workers and providers: none spreads or ends the server."""
 
 import asyncio
+from dataclasses import replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,26 @@ import pytest
 from pydantic import ValidationError
 
 from flowmesh.base.errors import ProviderError
-from flowmesh.core.events import BatchTiming
+from flowmesh.base.ids import LeaseId
+from flowmesh.core.events import BatchTiming, TaskResult, WorkerGone, WorkerSynced
 from flowmesh.core.fleet import Device, Offer
 from flowmesh.server.fleet import Fleet
-from flowmesh.server.reports import synced
+from flowmesh.server.reports import CLOCKS_S, synced, within_time
 from flowmesh.spec.action import Result, Usage
 from flowmesh.stores.codec import encode_state
 from flowmesh.wire import SyncRequest
-from support.learning import MODEL, Told
+from support.fabric import until
+from support.learning import A100, MODEL, Told
 from support.renting import RentingBench, offer
 from support.serving import ROWS as TABLE
-from support.serving import leased, put, request, serving, sync
+from support.serving import leased, put, request, serving, status, sync
 
 TINY = 5e-324
 WILD: dict[str, Any] = {
     "usd_per_hour": TINY,
     "interruptions_per_hour": 1e9,
     "device": {
-        "kind": "a|b",
+        "kind": "a b",
         "flops_per_s": TINY,
         "bandwidth_bytes_per_s": 1e-300,
         "memory_bytes": 1 << 53,
@@ -45,7 +48,7 @@ def told(**changes: Any) -> SyncRequest:
 
 def test_rates_that_no_machine_has_are_not_known() -> None:
     heard = synced(told(), 0)
-    assert heard.device == Device("a|b", memory_bytes=1 << 53, idle_w=TINY, busy_w=1e9)
+    assert heard.device == Device("a b", memory_bytes=1 << 53, idle_w=TINY, busy_w=1e9)
     assert heard.usd_per_hour == 0
     assert Device("k", 1.0, 2e12, 0, inf, nan).believable() == Device("k", 1.0, 2e12)
 
@@ -84,7 +87,14 @@ def test_a_server_outlives_absurd_reports(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"warm": ["k"] * 1001}, {"warm": ["k" * 10_001]}, {"runtimes": ["r"] * 101}]
+    "more",
+    [
+        {"warm": ["k"] * 1001},
+        {"warm": ["k" * 10_001]},
+        {"runtimes": ["r"] * 101},
+        {"usd_per_hour": 10_001.0},
+        {"device": {"kind": "a|b"}},
+    ],
 )
 def test_a_worker_says_only_so_much_of_itself(more: dict[str, Any]) -> None:
     info = {"worker": "w", "host": "h", "runtimes": ["models"], **more}
@@ -99,6 +109,42 @@ def test_offers_are_cleaned_and_those_without_a_price_are_none() -> None:
     (kept,) = bench.state.offers.values()
     assert kept.id == "wild" and kept.usd_per_hour == 0
     assert (kept.startup_s, kept.billing_s, kept.interruptions_per_hour) == (0, 0, 1e9)
+
+
+@pytest.mark.parametrize("lease", ["running", "ended"])
+def test_nothing_took_longer_than_there_was_time(lease: str) -> None:
+    world = Told(A100, MODEL)
+    world.sync()
+    number = world.grant(world.ask(2))
+    granted = world.state.leases[number]
+    if lease == "ended":
+        world.apply(WorkerGone(0, granted.worker))
+        assert number not in world.state.leases
+    task, other = granted.tasks
+    at_ms = granted.granted_ms + 50_000
+    honest = TaskResult(number, task, seconds=49.0)
+    timing = BatchTiming(2, fetch_s=1.0, load_s=1e9, exec_s=49.0)
+    wild = TaskResult(number, other, seconds=1e9, batch=timing)
+    nobodys = TaskResult(LeaseId(99), task, seconds=1e9)
+    told = WorkerSynced(at_ms, granted.worker, (), 1, 1.0, results=(honest, wild, nobodys))
+    kept, cut, void = within_time(told, world.state).results
+    assert kept == honest and void == nobodys
+    assert cut.seconds == 50.0 + CLOCKS_S
+    assert cut.batch == replace(timing, load_s=50.0 + CLOCKS_S)
+
+
+def test_an_hour_that_was_not_there_is_not_paid_for(tmp_path: Path) -> None:
+    with serving(tmp_path) as client:
+        put(client, TABLE)
+        run = client.post("/v1/runs", json=request()).json()["run"]
+        sync(client, [], usd_per_hour=36.0)
+        lease, tasks = leased(client)
+        done = Result(rows=[{"text": "x"}], usage=Usage(seconds=3600.0)).encode()
+        ends = [{"lease": lease, "task": task, "result": done} for task in tasks]
+        sync(client, ends, usd_per_hour=36.0)
+        until(lambda: status(client, run) == "succeeded", "the run to end")
+        spent_usd = client.get(f"/v1/runs/{run}").json()["cost_usd"]
+    assert 0.2 <= spent_usd < 2.0, "two tasks of about ten seconds, at a cent a second"
 
 
 def test_the_last_fit_of_an_absurd_worker_is_finite() -> None:

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flowmesh.base.errors import StoreError
+from flowmesh.server.quotas import TenantSettings
 from flowmesh.spec.action import Result
 from support.fabric import until
 from support.serving import DOCUMENT, ROWS, leased, put, request, serving, status, sync, work
@@ -165,6 +166,33 @@ def test_a_tenant_has_so_many_open_runs_and_no_more(
     codes = [client.post("/v1/runs", json=request(f"k{n}")).status_code for n in range(3)]
     assert codes == [201, 201, 413]
     assert client.post("/v1/runs", json=request("k0", tenant="other")).status_code == 201
+
+
+def test_only_so_many_tenants_are_let_in_beside_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowmesh.server.driver.TENANTS_LIMIT", 2)
+    with serving(tmp_path, tenants={"named": TenantSettings()}) as client:
+        put(client, ROWS)
+        asked = ["one", "two", "three", "named", "one"]
+        answers = [
+            client.post("/v1/runs", json=request(f"k{number}", tenant=tenant))
+            for number, tenant in enumerate(asked)
+        ]
+        assert [answer.status_code for answer in answers] == [201, 201, 413, 201, 201]
+        assert "knows 2 tenants, the limit" in answers[2].json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/plan"])
+def test_a_body_speaks_for_no_other_tenant_than_the_header(client: TestClient, path: str) -> None:
+    put(client, ROWS)
+    body = request(tenant="alice")
+    refused = client.post(path, json=body, headers={"x-flowmesh-tenant": "mallory"})
+    assert refused.status_code == 422
+    assert "for tenant 'alice', the request is of tenant 'mallory'" in refused.json()["detail"]
+    assert client.get("/v1/runs").json()["runs"] == []
+    own = client.post(path, json=body, headers={"x-flowmesh-tenant": "alice"})
+    assert own.is_success
 
 
 def test_an_error_of_our_own_fails_the_step_and_not_the_server(

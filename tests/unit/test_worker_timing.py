@@ -128,6 +128,14 @@ async def test_what_a_batch_took_goes_with_its_last_report(tmp_path: Path) -> No
     assert [(report.task, report.batch) for report in one.reports] == [("a", None), ("b", BATCH)]
 
 
+async def test_what_a_batch_took_is_told_even_if_its_last_row_failed(tmp_path: Path) -> None:
+    one = Deliveries(tmp_path)
+    wrong = {"task": "b", "kind": "input", "message": "no such column", "detail": ""}
+    await one.deliver({"task": "a", "result": OK}, wrong, batch=BATCH)
+    told = [(report.task, report.kind, report.batch) for report in one.reports]
+    assert told == [("a", "", None), ("b", "input", BATCH)]
+
+
 async def test_a_batch_that_died_tells_nothing_of_it(tmp_path: Path) -> None:
     one = Deliveries(tmp_path)
     await one.deliver({"task": "a", "result": OK}, batch=None)

@@ -24,7 +24,7 @@ _USD = click.option(
     envvar="FLOWMESH_USD_PER_HOUR",
     default=NOMINAL_USD_PER_HOUR,
     show_default=True,
-    type=Finite(min=0),
+    type=Finite(0, 10_000),
     help="What a worker's machine costs.",
 )
 _MEMORY = click.option(

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from flowmesh.base.ids import RunId, StepId, TenantId, WorkerId
 from flowmesh.base.replacing import replace
-from flowmesh.core import arrivals, checkpoints, learning, money, renting, results, tasks
+from flowmesh.core import arrivals, checkpoints, learning, money, pool, renting, results, tasks
 from flowmesh.core.decisions import (
     Decision,
     GrantLease,
@@ -40,6 +40,7 @@ from flowmesh.core.records import (
     RunStatus,
     Step,
     StepStatus,
+    Task,
     Tenant,
 )
 from flowmesh.core.state import State
@@ -366,6 +367,7 @@ def _grant_lease(state: State, choice: GrantLease) -> None:
         tuple([task.checkpoint for task in batch]),
         choice.expected,
         worker.device.kind,
+        _prompt_tokens(state, choice.batch_key, batch),
     )
     state.leases[lease.id] = lease
     state.lease_left[lease.id] = dict.fromkeys(choice.tasks)
@@ -376,6 +378,13 @@ def _grant_lease(state: State, choice: GrantLease) -> None:
     money.granted(state, lease, waiting)
     runs = dict.fromkeys(chain.from_iterable(waiting))
     state.changes.granted.append((lease, tuple(runs)))
+
+
+def _prompt_tokens(state: State, batch_key: str, batch: Sequence[Task]) -> int:
+    specs = [task.spec for task in batch]
+    tokens = sum([spec.prompt_tokens for spec in specs])
+    shares = (state.demands.get(batch_key) or Demand()).shares_prefixes
+    return tokens - pool.shared_tokens(specs) if tokens and shares else tokens
 
 
 def _charge(

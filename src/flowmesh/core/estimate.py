@@ -8,9 +8,9 @@ it took on others corrects the prior.
 from dataclasses import dataclass
 from math import exp, sqrt
 
+from flowmesh.base.replacing import replace
 from flowmesh.core import roofline
 from flowmesh.core.fleet import Device, Offer
-from flowmesh.core.knowledge import Fit
 from flowmesh.core.lengths import expected_output, longest_output, quantile
 from flowmesh.core.records import Demand
 from flowmesh.core.roofline import FEATURES, Amounts, Quantity, concurrency, decode_steps, fits
@@ -20,10 +20,10 @@ __all__ = [
     "FEATURES",
     "Amounts",
     "Coefficients",
-    "FitView",
     "Quantity",
     "coefficients",
     "concurrency",
+    "counted",
     "decode_steps",
     "error_by_operator_and_kind",
     "expected_output",
@@ -38,7 +38,8 @@ __all__ = [
     "prior_sigma",
     "quantile",
     "startup_s",
-    "summary",
+    "tokens_name",
+    "tokens_ratio",
 ]
 
 #: Observations that a prior of seconds is worth, and hours that a claimed rate is.
@@ -88,7 +89,19 @@ def fit_key(batch_key: str, kind: str) -> str:
 def coefficients(
     state: State, batch_key: str, device: Device, *, learning: bool = True
 ) -> Coefficients:
-    """Of `batch_key` on machines like `device`. `learning` off gives the prior alone."""
+    """Of `batch_key` on machines like `device`, for prompt tokens as they are estimated.
+
+    `learning` off gives the prior alone.
+    """
+    known = counted(state, batch_key, device, learning=learning)
+    if not learning or (ratio := tokens_ratio(state, batch_key)) == 1.0:
+        return known
+    fixed, prompt, *others = known.seconds
+    return replace(known, seconds=(fixed, prompt * ratio, *others))
+
+
+def counted(state: State, batch_key: str, device: Device, *, learning: bool = True) -> Coefficients:
+    """The same for prompt tokens as engines count them."""
     fit = state.fits.get(fit_key(batch_key, device.kind)) if learning else None
     if fit is None:
         return prior(state, batch_key, device, learning=learning)
@@ -123,6 +136,15 @@ def pace_names(batch_key: str, operator: str, kind: str) -> tuple[str, ...]:
     if not operator:
         return (key,)
     return (key, f"pace|operator|{operator}|{kind}", f"pace|operator|{operator}")
+
+
+def tokens_name(batch_key: str) -> str:
+    return f"tokens|{batch_key}"
+
+
+def tokens_ratio(state: State, batch_key: str) -> float:
+    """How many prompt tokens engines read for each that was estimated; 1 if nothing is known."""
+    return _pace(state, (tokens_name(batch_key),))
 
 
 def load_names(demand: Demand, kind: str) -> tuple[str, ...]:
@@ -179,81 +201,6 @@ def _pace(state: State, names: tuple[str, ...]) -> float:
 def joules(device: Device, known: Coefficients, exec_s: Quantity, other_s: Quantity) -> Quantity:
     """Energy of a batch: `other_s`, of loading and fetching, is spent nearly idle."""
     return known.watts * exec_s + roofline.idle_w(device) * other_s
-
-
-@dataclass(frozen=True, slots=True)
-class FitView:
-    """One row of `flowmesh estimates`.
-
-    Attributes:
-        operator: `name@version`; empty if no step of it was expanded since the state began.
-        seconds: by name of feature; those that are zero are left out.
-        sigma, error: relative; `error` is the mean absolute percentage error, as a fraction.
-        rate_unit: what `rate_1` and `rate_full` count in a second, `rows` or `tokens`.
-        rate_1, rate_full: at a batch of one row, and of as many as run at once.
-        watts: mean power while executing.
-    """
-
-    batch_key: str
-    operator: str
-    kind: str
-    seconds: dict[str, float]
-    seen: int
-    error: float
-    sigma: float
-    rate_unit: str
-    rate_1: float
-    rate_full: float
-    rows_full: int
-    watts: float
-
-
-def summary(state: State) -> list[FitView]:
-    """All that was learnt of batches, by batch key and kind of device."""
-    devices = _devices(state)
-    views = []
-    for key in sorted(state.fits):
-        batch_key, _, kind = key.rpartition("|")
-        views.append(_view(state, batch_key, devices.get(kind, Device(kind)), state.fits[key]))
-    return views
-
-
-def _devices(state: State) -> dict[str, Device]:
-    offered = {offer.device.kind: offer.device for offer in state.offers.values()}
-    return offered | {worker.device.kind: worker.device for worker in state.workers.values()}
-
-
-#: Tokens of the row by which `summary` tells the rates of a model.
-PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
-
-
-def _view(state: State, batch_key: str, device: Device, fit: Fit) -> FitView:
-    demand = state.demands.get(batch_key) or Demand()
-    known = coefficients(state, batch_key, device)
-    tokens = demand.flops_per_token > 0
-    output = OUTPUT_TOKENS if tokens and fit.coefficients[2] else 0
-    rows = concurrency(demand, device, PROMPT_TOKENS + output)
-
-    def per_s(count: int) -> float:
-        if not tokens:
-            return count / max(float(known.exec_s(Amounts(work=float(count)))), 1e-9)
-        amounts = Amounts(PROMPT_TOKENS * count, float(output), output * count)
-        return (output or PROMPT_TOKENS) * count / max(float(known.exec_s(amounts)), 1e-9)
-
-    return FitView(
-        batch_key=batch_key,
-        operator=demand.operator,
-        kind=device.kind,
-        seconds={name: s for name, s in zip(FEATURES, fit.coefficients, strict=True) if s},
-        seen=fit.seen,
-        error=fit.error,
-        sigma=known.sigma,
-        rate_unit="tokens" if tokens else "rows",
-        rate_1=per_s(1),
-        rate_full=per_s(rows),
-        rows_full=rows,
-        watts=known.watts,
-    )
 
 
 def error_by_operator_and_kind(state: State) -> dict[tuple[str, str], float]:

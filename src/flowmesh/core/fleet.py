@@ -7,6 +7,10 @@ from math import inf
 from flowmesh.base.ids import InstanceId, LeaseId, OfferId, WorkerId
 from flowmesh.base.replacing import replace
 
+#: What a worker or an offer may cost. The largest machines of clouds cost some hundred dollars;
+#: of a price that is far beyond it, sums of what is held would not be exact any more.
+MOST_USD_PER_HOUR = 10_000.0
+
 
 @dataclass(frozen=True, slots=True)
 class Device:

@@ -28,6 +28,8 @@ MEMORY_HOURS = 200.0
 WATTS_WEIGHT = 0.1
 #: Seconds, bytes, tokens: figures beyond it are errors.
 MOST = 1e15
+#: Estimates of prompt tokens are not further off than this factor.
+MOST_TOKENS = 10.0
 #: Shorter loads and fetches say more of the clock than of the machine.
 LEAST_S = 0.001
 #: Fetching less tells of the way to the store and back, not of how wide it is.
@@ -101,6 +103,7 @@ def _learn_batch(state: State, lease: Lease, timing: BatchTiming) -> None:
     # The rest of what was begun elsewhere says nothing of what the whole takes.
     if timing.exec_s > 0 and not any(lease.checkpoints):
         _learn_times(state, lease, device, timing)
+        _learn_tokens(state, lease, timing)
     state.touched.estimates[lease.batch_key] = None
 
 
@@ -117,7 +120,7 @@ def _learn_times(state: State, lease: Lease, device: Device, timing: BatchTiming
     demand = state.demands.get(lease.batch_key) or Demand()
     amounts = amounts_of(demand, device, timing)
     features = [float(one) for one in amounts.each()]
-    known = estimate.coefficients(state, lease.batch_key, device)
+    known = estimate.counted(state, lease.batch_key, device)
     name = estimate.fit_key(lease.batch_key, lease.kind)
     old = state.fits.get(name)
     # A lease that became smaller is held against what is known, not against what was expected.
@@ -141,6 +144,15 @@ def _learn_prior(
     ratio = exec_s / float(sheet.exec_s(amounts))
     for name in estimate.pace_names(lease.batch_key, demand.operator, lease.kind):
         _learn_pace(state, name, ratio)
+
+
+def _learn_tokens(state: State, lease: Lease, timing: BatchTiming) -> None:
+    """By how much the prompts of a whole batch were longer, or shorter, than was estimated."""
+    if timing.tasks != len(lease.tasks) or not (lease.prompt_tokens and timing.prompt_tokens):
+        return
+    ratio = timing.prompt_tokens / lease.prompt_tokens
+    ratio = min(max(ratio, 1 / MOST_TOKENS), MOST_TOKENS)
+    _learn_pace(state, estimate.tokens_name(lease.batch_key), ratio)
 
 
 def _watts(old: float, timing: BatchTiming) -> float:

@@ -10,10 +10,10 @@ from itertools import groupby
 from zlib import crc32
 
 from flowmesh.base.ids import StepId
-from flowmesh.core import estimate
+from flowmesh.core import estimate, pool
 from flowmesh.core.estimate import Amounts
 from flowmesh.core.fleet import Device, Offer, Worker
-from flowmesh.core.records import Demand, Expected, Task, TaskSpec
+from flowmesh.core.records import Demand, Expected, Task
 from flowmesh.core.state import State
 from flowmesh.core.utility import Knobs, Quantity, checkpoint_interval_s
 
@@ -105,7 +105,7 @@ class Batch:
         outputs = [spec.output_tokens for spec in specs]
         self.output, self.most = sum(outputs), max(outputs, default=0)
         self.work = sum([spec.work for spec in specs], 0.0)
-        self.shared = _shared_tokens(specs)
+        self.shared = pool.shared_tokens(specs)
         trees = [spec.trees for spec in specs if spec.trees]
         self.trees = {tree.digest: tree.size_bytes for some in trees for tree in some}
         self.resumes = any([task.checkpoint for task in tasks])
@@ -159,17 +159,6 @@ def _by_step(tasks: Sequence[Task], usd: Sequence[float]) -> dict[StepId, tuple[
         found[owner] = sum(usd[first : first + many], step_usd), count + many
         first += many
     return found
-
-
-def _shared_tokens(specs: Sequence[TaskSpec]) -> int:
-    """Prompt tokens that need no reading, as an earlier task has the same prefix."""
-    seen: dict[str, None] = {}
-    shared = 0
-    for spec in specs:
-        if spec.prefix:
-            shared += spec.prefix_tokens if spec.prefix in seen else 0
-            seen[spec.prefix] = None
-    return shared
 
 
 def expected(

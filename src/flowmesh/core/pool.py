@@ -171,3 +171,14 @@ def by_priority(queues: Mapping[int, Mapping[str, Mapping[TaskId, None]]]) -> It
     """The tasks of one tenant in their order."""
     lots = chain.from_iterable(queues[one].values() for one in sorted(queues, reverse=True))
     return chain.from_iterable(lots)
+
+
+def shared_tokens(specs: Sequence[TaskSpec]) -> int:
+    """Prompt tokens that need no reading, as an earlier task has the same prefix."""
+    seen: dict[str, None] = {}
+    shared = 0
+    for spec in specs:
+        if spec.prefix:
+            shared += spec.prefix_tokens if spec.prefix in seen else 0
+            seen[spec.prefix] = None
+    return shared

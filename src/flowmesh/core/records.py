@@ -262,6 +262,7 @@ class Lease:
         checkpoints: for each of the tasks, the tree to go on from, or nothing.
         expected: what the policy expected of it.
         kind: of the worker's device; what is learnt of the batch is kept by it.
+        prompt_tokens: that were estimated for it, less what shared prefixes save.
     """
 
     id: LeaseId
@@ -272,6 +273,7 @@ class Lease:
     checkpoints: tuple[str, ...] = ()
     expected: Expected = Expected()
     kind: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

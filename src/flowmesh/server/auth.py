@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flowmesh.base.errors import AccessDenied, Problem, SpecError
 from flowmesh.server import problems
 from flowmesh.server.driver import Driver
+from flowmesh.wire import CreateRun
 
 #: Answers without a token: a load balancer has none.
 OPEN_PATHS = ("/healthz",)
@@ -46,7 +47,21 @@ def tenant_of(x_flowmesh_tenant: Annotated[str, Header()] = "default") -> str:
     return name
 
 
+def named_tenant(x_flowmesh_tenant: Annotated[str | None, Header()] = None) -> str | None:
+    return None if x_flowmesh_tenant is None else tenant_of(x_flowmesh_tenant)
+
+
+def same_tenant(body: CreateRun, named: str | None) -> None:
+    """Raises SpecError if the header, which a gateway may have checked, names another tenant."""
+    if named is not None and named != body.tenant:
+        raise SpecError(
+            Problem(f"the run is for tenant {body.tenant!r}, the request is of tenant {named!r}")
+        )
+
+
 TheDriver = Annotated[Driver, Depends(driver_of)]
 Tenant = Annotated[str, Depends(tenant_of)]
+#: None where no header names a tenant.
+NamedTenant = Annotated[str | None, Depends(named_tenant)]
 #: Empty for a client.
 WorkerName = Annotated[str, Header(alias="x-flowmesh-worker")]

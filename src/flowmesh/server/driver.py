@@ -36,7 +36,7 @@ from flowmesh.server.items import Items
 from flowmesh.server.ledger import Ledger
 from flowmesh.server.project import RunRecord, pack
 from flowmesh.server.quotas import TenantSettings, changes_of
-from flowmesh.server.reports import synced
+from flowmesh.server.reports import synced, within_time
 from flowmesh.server.signals import Signals
 from flowmesh.server.steps import StepWork
 from flowmesh.server.submission import Submission
@@ -59,6 +59,8 @@ STEP_THREADS = 2
 TICK_S = 0.5
 #: Runs of one tenant that have not settled.
 OPEN_RUNS_LIMIT = 1_000
+#: Tenants that have had a run; those that the deployment names are always let in.
+TENANTS_LIMIT = 10_000
 #: Well under the time after which a silent worker is lost.
 WAIT_LIMIT_MS = 10_000
 #: How long an answer may wait while the worker has work that is being stopped.
@@ -163,7 +165,7 @@ class Driver:
             SpecError: the document is wrong.
             BlobMissing: inputs were not put, or are not the tenant's.
             Conflict: the key belongs to another request.
-            LimitExceeded: the tenant has too many open runs.
+            LimitExceeded: the tenant has too many open runs, or there are too many tenants.
         """
         if self._is_known(run, request):
             return False
@@ -188,7 +190,13 @@ class Driver:
         return self._tenants.get(tenant, TenantSettings()).weight
 
     def _check_room(self, tenant: str) -> None:
-        known = self.plane.state.tenants.get(TenantId(tenant))
+        tenants = self.plane.state.tenants
+        known = tenants.get(TenantId(tenant))
+        if known is None and tenant not in self._tenants and len(tenants) >= TENANTS_LIMIT:
+            raise LimitExceeded(
+                f"the server knows {len(tenants)} tenants, the limit; whoever runs it can let in"
+                f" {tenant} by naming it with --tenants"
+            )
         if known is not None and known.open_runs >= OPEN_RUNS_LIMIT:
             raise LimitExceeded(
                 f"tenant {tenant} has {known.open_runs} open runs, the limit; "
@@ -263,7 +271,8 @@ class Driver:
         for event in self.checkpoints.events(request, self.now_ms()):
             await self._ledger.step(event)
         self._running[worker] = frozenset(request.running)
-        await self._ledger.step(synced(request, self.now_ms()))
+        told = synced(request, self.now_ms())
+        await self._ledger.step(within_time(told, self.plane.state))
         for step, digest in lacking:
             self._spawn(self._make_again(step, digest))
         settled = [(report.lease, report.task) for report in request.reports]

@@ -14,7 +14,7 @@ from flowmesh.base.errors import LaunchRefused, ProviderError
 from flowmesh.base.ids import InstanceId
 from flowmesh.core import renting
 from flowmesh.core.events import Event, InstancesListed, OffersListed
-from flowmesh.core.fleet import Instance
+from flowmesh.core.fleet import MOST_USD_PER_HOUR, Instance
 from flowmesh.core.state import Changes, State
 from flowmesh.fleets.base import Provider
 
@@ -102,7 +102,7 @@ class Fleet:
         """Raises ProviderError."""
         told = map(renting.believable, await _within(provider.offers()))
         # An infinite figure cannot even be journaled.
-        offers = tuple(offer for offer in told if offer is not None)
+        offers = tuple(one for one in told if one and one.usd_per_hour <= MOST_USD_PER_HOUR)
         await self._step(OffersListed(self._now_ms(), provider.name, offers))
 
     async def tend_once(self, provider: Provider) -> bool:

@@ -286,7 +286,9 @@ class Foresight(StepWork):
         wanted = [task for task in tasks if task not in found]
         specs = self._specs(node, expansion, wanted, bound)
         if not specs and total > reused:
-            specs = self._guessed(node, bound)
+            # What is done already stands for the rows that are not known.
+            specs = self._specs(node, expansion, tasks[:ROWS_MEASURED], bound)
+            specs = specs or self._guessed(node, bound)
         saved_usd = sum(hit.usd for hit in found.values()) * part.factor
         counted = (items, reused, total - reused, saved_usd)
         demand = self.models.demand(node, bound)

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from flowmesh.base.ids import RunId
 from flowmesh.core.forecast import snapshot
 from flowmesh.planning import PlanRequest, PlanView, RunPlan, StepOutcome
-from flowmesh.server.auth import Tenant, TheDriver
+from flowmesh.server.auth import NamedTenant, Tenant, TheDriver, same_tenant
 from flowmesh.server.driver import Driver
 from flowmesh.server.runs import run_id
 from flowmesh.server.views import Views
@@ -24,11 +24,12 @@ routes = APIRouter(prefix="/v1", tags=["plans"])
 
 
 @routes.post("/plan")
-async def plan_run(body: PlanRequest, driver: TheDriver) -> PlanView:
+async def plan_run(body: PlanRequest, named: NamedTenant, driver: TheDriver) -> PlanView:
     """What a run would reuse, do and take, on today's fleet and on the offers that are given.
 
     Nothing is started or journaled. What it names must be in the store, as for a run.
     """
+    same_tenant(body, named)
     submission = await asyncio.to_thread(driver.checked, body)
     run, now_ms = run_id(body.tenant, body.key), driver.now_ms()
     core_run, _ = submission.core_run(run, now_ms, driver.weight_of(body.tenant))

@@ -4,12 +4,18 @@ import msgspec
 
 from flowmesh.base.digest import Digest
 from flowmesh.base.ids import InstanceId, LeaseId, TaskId, WorkerId
+from flowmesh.base.replacing import replace
+from flowmesh.core import checkpoints
 from flowmesh.core.events import BatchTiming, TaskResult, WorkerSynced
 from flowmesh.core.fleet import Device
 from flowmesh.core.records import Failure
 from flowmesh.core.renting import LEAST_USD_PER_HOUR
+from flowmesh.core.state import State
 from flowmesh.spec.action import Result
 from flowmesh.wire import COUNT_LIMIT, SyncRequest, TaskReport
+
+#: What a task may have taken beyond the time since the grant of its lease: clocks differ.
+CLOCKS_S = 10.0
 
 
 def synced(request: SyncRequest, at_ms: int) -> WorkerSynced:
@@ -35,6 +41,28 @@ def synced(request: SyncRequest, at_ms: int) -> WorkerSynced:
     )
 
 
+def within_time(event: WorkerSynced, state: State) -> WorkerSynced:
+    """The same, where nothing took longer than there was time since its lease was granted."""
+    at_ms = max(event.at_ms, state.now_ms)
+    results = [_cut(state, result, event.worker, at_ms) for result in event.results]
+    return replace(event, results=tuple(results))
+
+
+def _cut(state: State, result: TaskResult, worker: WorkerId, at_ms: int) -> TaskResult:
+    batch = result.batch
+    told = (batch.fetch_s, batch.load_s, batch.exec_s) if batch else ()
+    if max((result.seconds, *told)) <= CLOCKS_S:
+        return result
+    lease = checkpoints.granted(state, result.lease, result.task, worker)
+    if lease is None:
+        return result  # It counts for nothing.
+    most_s = (at_ms - lease.granted_ms) / 1000 + CLOCKS_S
+    if batch is not None:
+        fetch_s, load_s, exec_s = (min(one, most_s) for one in told)
+        batch = replace(batch, fetch_s=fetch_s, load_s=load_s, exec_s=exec_s)
+    return replace(result, seconds=min(result.seconds, most_s), batch=batch)
+
+
 def _task_result(report: TaskReport) -> TaskResult:
     """A report that cannot be read is a failure of its task, not of the sync."""
     ended = (LeaseId(report.lease), TaskId(report.task))
@@ -49,8 +77,14 @@ def _task_result(report: TaskReport) -> TaskResult:
     if not report.kind:
         message = "the worker reported neither a result nor a failure"
         return TaskResult(*ended, Failure.INTERNAL, message=message)
-    failure = Failure(report.kind)
-    return TaskResult(*ended, failure, "", report.message, report.detail, report.seconds)
+    return TaskResult(
+        *ended,
+        Failure(report.kind),
+        message=report.message,
+        detail=report.detail,
+        seconds=report.seconds,
+        batch=_timing(report),
+    )
 
 
 def _task_done(report: TaskReport, result: Result) -> TaskResult:
@@ -68,8 +102,12 @@ def _task_done(report: TaskReport, result: Result) -> TaskResult:
         seconds=usage.seconds,
         output_tokens=usage.generated_tokens,
         joules=usage.joules or 0.0,
-        batch=BatchTiming(**report.batch.model_dump()) if report.batch else None,
+        batch=_timing(report),
     )
+
+
+def _timing(report: TaskReport) -> BatchTiming | None:
+    return BatchTiming(**report.batch.model_dump()) if report.batch else None
 
 
 def _check_artifacts(result: Result) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from flowmesh.base.ids import RunId
 from flowmesh.core.needs import PATIENCE_MS
-from flowmesh.server.auth import Tenant, TheDriver
+from flowmesh.server.auth import NamedTenant, Tenant, TheDriver, same_tenant
 from flowmesh.server.driver import Driver
 from flowmesh.server.lineage import Lineage
 from flowmesh.server.views import Views, as_event
@@ -32,9 +32,10 @@ def run_id(tenant: str, key: str) -> RunId:
 
 @routes.post("/runs", status_code=201)
 async def create_run(
-    body: CreateRun, tenant: Tenant, driver: TheDriver, response: Response
+    body: CreateRun, named: NamedTenant, driver: TheDriver, response: Response
 ) -> RunView:
     """Start a run; it is durable once this answers. The same key gives the same run, with 200."""
+    same_tenant(body, named)
     run = run_id(body.tenant, body.key)
     if not await driver.submit(body, run):
         response.status_code = 200

@@ -55,10 +55,17 @@ class Assignment:
         self._report(TaskReport(lease=lease, task=task, result=text, batch=batch))
 
     def failed(
-        self, task: str, kind: FailureKind, message: str, detail: str = "", seconds: float = 0.0
+        self,
+        task: str,
+        kind: FailureKind,
+        message: str,
+        detail: str = "",
+        seconds: float = 0.0,
+        batch: BatchReport | None = None,
     ) -> None:
+        """`batch` as of `done`."""
         why = {"kind": kind.value, "message": message, "detail": detail}
-        self._fail(task, {**why, "seconds": seconds})
+        self._fail(task, {**why, "seconds": seconds, "batch": batch})
 
     def lacks(self, task: str, lack: Lack) -> None:
         """A task cannot run for want of an input; the server may have it made again."""
@@ -205,16 +212,15 @@ class Delivery:
             self._saving.settled(task)
         faults = await self._sent_all(frame, result)
         self._unreported -= 1
-        last = not self._unreported
+        batch = await self._batch if not self._unreported else None
         if result is None:
-            kind = FailureKind(frame["kind"])
-            self._assignment.failed(task, kind, frame["message"], frame["detail"], seconds)
+            kind, why = FailureKind(frame["kind"]), (frame["message"], frame["detail"])
+            self._assignment.failed(task, kind, *why, seconds, batch)
         elif faults:
-            self._assignment.failed(task, FailureKind.TRANSIENT, faults[0], seconds=seconds)
+            self._assignment.failed(task, FailureKind.TRANSIENT, faults[0], "", seconds, batch)
         else:
             # What a runtime has measured itself stays.
             usage = replace(result.usage, seconds=result.usage.seconds or seconds)
-            batch = await self._batch if last else None
             self._assignment.done(task, replace(result, usage=usage), batch)
 
 
