@@ -62,7 +62,7 @@ class Weights:
 #: By the name of an objective, as runs and deployments give it.
 PRESETS: dict[str, Weights] = {
     "balanced": Weights(),
-    "cost": Weights(worth=2.0, patience_s=3600.0, batch_s=7200.0, cost=2.0),
+    "cost": Weights(worth=2.0, path=0.25, patience_s=3600.0, batch_s=7200.0, cost=2.0),
     "latency": Weights(worth=16.0, patience_s=2.0, batch_s=8.0, cost=0.5),
     "energy": Weights(worth=2.0, patience_s=60.0, batch_s=120.0, energy=20.0, cost=0.5),
 }
