@@ -13,7 +13,7 @@ from flowmesh.core.knowledge import Arrivals
 from flowmesh.core.moments import LATE
 from flowmesh.core.plan import Utility
 from flowmesh.core.records import Demand, Run, Step
-from flowmesh.core.scale import GATHER_S, SHUN_S, Bounds, FleetLimits, Scaler
+from flowmesh.core.scale import GATHER_S, OFFERS, SHUN_S, Bounds, FleetLimits, Scaler
 from flowmesh.core.utility import PRESETS
 from support.core import spec
 from support.renting import SMALL, OnlyRenting, RentingBench, offer
@@ -35,6 +35,7 @@ def ask(
     *,
     name: str = "r",
     work: float = 1.0,
+    devices: int = 1,
     **run: Any,
 ) -> list[Decision]:
     """A run of one step whose tasks are wanted now."""
@@ -44,6 +45,7 @@ def ask(
     bench.step(RunSubmitted(bench.now_ms, record, (Step(step, RunId(name), ()),)))
     tokens = (1000, 256) if demand.flops_per_token else (0, 0)
     more = {"prompt_tokens": tokens[0], "output_tokens": tokens[1], "max_batch": 256, "work": work}
+    more["devices"] = devices
     wanted = tuple(spec(f"{name}{number}", key=f"k{name}", **more) for number in range(tasks))
     expanded = StepExpanded(bench.now_ms, step, tasks, wanted=wanted, demand=demand)
     made = bench.step(expanded)
@@ -96,6 +98,14 @@ def test_a_model_gets_a_device_that_holds_it() -> None:
     bench.offers(offer("small", usd_per_hour=0.01))
     ask(bench, 1_000, LARGE_MODEL)
     assert launches(bench.wait(60)) == []
+
+
+def test_many_offers_of_one_kind_hide_no_other_kind() -> None:
+    """The large model fits on nothing that is cheap, be there ever so much of it."""
+    bench = bench_of()
+    cheap = [offer(f"small{number}", usd_per_hour=0.1 + number / 100) for number in range(OFFERS)]
+    bench.offers(*cheap, offer("large", devices=4))
+    assert set(launches(ask(bench, 2_000, SMALL_MODEL, devices=4))) == {"large"}
 
 
 def test_more_work_gets_more_machines() -> None:

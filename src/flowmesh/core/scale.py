@@ -6,6 +6,7 @@ been idle for about as long as another start would cost, or the others do its wo
 launch pays only beyond a start-up, a return only before one: so they do not alternate.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -48,8 +49,8 @@ SHUN_LIMIT_S = 3_600.0
 #: last them for this share of a start-up.
 SPARE = 0.7
 QUEUE = 0.25
-#: Most offers that one look takes in: the cheapest ones.
-OFFERS = 24
+#: Most offers that one look takes in: the cheapest of each kind of machine, then the next ones.
+OFFERS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,7 @@ class Scaler:
                 self._starting[instance.id] = instance.offer.id
 
     def _open(self, state: State) -> list[tuple[Offer, int]]:
-        """Offers that may be taken, the cheapest first, and how many of each."""
+        """Offers that may be taken, the cheapest of each kind first, and how many of each."""
         found: list[tuple[Offer, int]] = []
         for offer in state.offers.values():
             shunned = self._shunned.get(offer.id)
@@ -267,6 +268,12 @@ class Scaler:
                 found.append((offer, self.room(state, offer)))
         found = [(offer, room) for offer, room in found if room]
         found.sort(key=lambda pair: (pair[0].usd_per_hour, pair[0].id))
+        cheaper: Counter[str] = Counter()
+        ranks: dict[OfferId, int] = {}
+        for offer, _ in found:
+            ranks[offer.id] = cheaper[offer.device.kind]
+            cheaper[offer.device.kind] += 1
+        found.sort(key=lambda pair: ranks[pair[0].id])
         return found[:OFFERS]
 
     def market(self, state: State, predict: Predict = estimate.coefficients) -> Market:
@@ -352,7 +359,7 @@ class Scaler:
     def _up_to_least(self, state: State, market: Market) -> Iterator[Decision]:
         """The cheapest offer, where there are fewer machines than there have to be."""
         alive = [one for one in state.instances.values() if one.takes_work]
-        for offer in market.offers:
+        for offer in sorted(market.offers, key=lambda one: (one.usd_per_hour, one.id)):
             bounds = self.limits.providers.get(offer.provider, Bounds())
             same = sum(one.offer.provider == offer.provider for one in alive)
             if len(alive) < self.limits.min_instances or same < bounds.min_instances:
