@@ -97,6 +97,29 @@ def test_tasks_of_one_prefix_go_together() -> None:
     assert plain.sync() == [("x0", "x1", "x2", "x3")]
 
 
+@pytest.mark.parametrize(
+    ("knobs", "first"),
+    [
+        (Knobs(), ("x0", "x2", "y0", "y2")),
+        (Knobs(prefixes=False), ("x0", "x1", "y0", "y1")),
+        (Knobs(fairness=False), ("x0", "x2", "x4", "x6")),
+        (Knobs(fairness=False, prefixes=False), ("x0", "x1", "x2", "x3")),
+    ],
+)
+def test_shared_prefixes_and_fair_shares_are_switched_off_apart(
+    knobs: Knobs, first: tuple[str, ...]
+) -> None:
+    bench = Bench(ControlPlane(Utility(knobs=knobs)))
+    for tenant, letter in (("t", "x"), ("u", "y")):
+        tasks = [
+            replace(spec(f"{letter}{n}", prefix=f"p{n % 2}", prefix_tokens=50), line=n)
+            for n in range(8)
+        ]
+        bench.submit(tenant, tasks, tenant=tenant)
+        bench.now_ms += 1_000
+    assert tuple(sorted(bench.sync()[0])) == first
+
+
 def test_batches_are_no_longer_than_wanted_but_for_a_task_that_is() -> None:
     bench = Bench()
     longest_s = PRESETS["balanced"].batch_s

@@ -14,6 +14,7 @@ from flowmesh.core.decisions import GrantLease
 from flowmesh.core.fleet import Offer, Worker
 from flowmesh.core.groups import without
 from flowmesh.core.options import GB, Batch
+from flowmesh.core.pool import Lot, Queues
 from flowmesh.core.records import Expected, Task
 from flowmesh.core.rows import Row
 from flowmesh.core.state import ReadyKey, State
@@ -115,18 +116,29 @@ def _others(state: State, key: ReadyKey, worker: Worker) -> bool:
 
 
 def _in_order(state: State, board: Board, cell: Cell, key: ReadyKey) -> Pieces:
-    row = cell.row
-    if board.knobs.fairness and board.knobs.prefixes:
-        virtual_usd = partial(board.turns.virtual_usd, state)
-        yield from pool.in_fair_order(state, key, virtual_usd, row.reference_usd, cell.size)
-        return
+    row, knobs = cell.row, board.knobs
 
     def age(task_id: TaskId) -> tuple[int, int, int]:
         task = state.tasks[task_id]
         return -task.priority, task.since_ms, task.spec.line
 
-    mixed = merge(*islice(pool.lots(key), MIXED_LOTS), key=age)
-    while piece := [state.tasks[task_id] for task_id in islice(mixed, cell.size)]:
+    def mixed(lots: Iterable[Lot]) -> Iterator[TaskId]:
+        return merge(*islice(lots, MIXED_LOTS), key=age)
+
+    def whole(lots: Iterable[Lot]) -> Iterator[TaskId]:
+        return chain.from_iterable(sorted(lots, key=lambda lot: age(next(iter(lot)))))
+
+    def of_tenant(queues: Queues) -> Iterator[TaskId]:
+        return pool.by_priority(queues) if knobs.prefixes else mixed(pool.lots_of(queues))
+
+    if knobs.fairness:
+        virtual_usd = partial(board.turns.virtual_usd, state)
+        yield from pool.in_fair_order(
+            state, key, virtual_usd, row.reference_usd, cell.size, of_tenant
+        )
+        return
+    order = (whole if knobs.prefixes else mixed)(pool.lots(key))
+    while piece := [state.tasks[task_id] for task_id in islice(order, cell.size)]:
         yield piece, row.reference_usd(piece)
 
 

@@ -11,6 +11,10 @@ from flowmesh.base.ids import TaskId, TenantId
 from flowmesh.core.records import Task, TaskSpec
 from flowmesh.core.state import ReadyKey, State
 
+Lot = Mapping[TaskId, None]
+#: Of one tenant, by priority and name.
+Queues = Mapping[int, Mapping[str, Lot]]
+
 
 def key_of(spec: TaskSpec) -> str:
     """The place of a task in the pool: what has equal keys fits the same workers."""
@@ -104,11 +108,16 @@ def _lots_of(tasks: Sequence[Task]) -> Iterator[tuple[TenantId, int, str, Sequen
         first = at
 
 
-def lots(key: ReadyKey) -> Iterator[Mapping[TaskId, None]]:
+def lots(key: ReadyKey) -> Iterator[Lot]:
     """All lots of a key; each has its oldest task first."""
-    for by_priority in key.queues.values():
-        for queue in by_priority.values():
-            yield from queue.values()
+    for queues in key.queues.values():
+        yield from lots_of(queues)
+
+
+def lots_of(queues: Queues) -> Iterator[Lot]:
+    """Of one tenant."""
+    for queue in queues.values():
+        yield from queue.values()
 
 
 def heads(key: ReadyKey) -> Iterator[TaskId]:
@@ -118,7 +127,7 @@ def heads(key: ReadyKey) -> Iterator[TaskId]:
             yield next(iter(next(iter(queue.values()))))
 
 
-def head(key: ReadyKey, tenant: TenantId) -> Mapping[TaskId, None]:
+def head(key: ReadyKey, tenant: TenantId) -> Lot:
     """The lot that is a tenant's next: of its highest priority the oldest."""
     by_priority = key.queues[tenant]
     return next(iter(by_priority[max(by_priority)].values()))
@@ -129,20 +138,28 @@ def batch_key(state: State, key: ReadyKey) -> str:
     return state.tasks[next(heads(key))].spec.batch_key
 
 
+def by_priority(queues: Queues) -> Iterator[TaskId]:
+    """The tasks of one tenant in their order."""
+    lots = chain.from_iterable(queues[one].values() for one in sorted(queues, reverse=True))
+    return chain.from_iterable(lots)
+
+
 def in_fair_order(
     state: State,
     key: ReadyKey,
     virtual_usd: Callable[[TenantId], float],
     usd_of: Callable[[Sequence[Task]], list[float]],
     most: int,
+    within: Callable[[Queues], Iterator[TaskId]] = by_priority,
 ) -> Iterator[tuple[list[Task], list[float]]]:
     """Weighted fair queueing: always the tenant next that has received the least.
 
-    Within a tenant the higher priority comes first, then the older lot. What is yielded, with
+    `within` is the order of one tenant's tasks: usually the higher priority comes first, then the
+    older lot. What is yielded, with
     its cost, is charged to its tenant as if it ran, so that a long batch is shared fairly too.
     Tasks come by the piece, of up to `most`.
     """
-    waiting = {tenant: by_priority(queues) for tenant, queues in key.queues.items()}
+    waiting = {tenant: within(queues) for tenant, queues in key.queues.items()}
     virtual = {tenant: virtual_usd(tenant) for tenant in waiting}
     while len(waiting) > 1:
         tenant = min(waiting, key=lambda name: (virtual[name], name))
@@ -165,12 +182,6 @@ def in_fair_order(
     for rest in waiting.values():
         while piece := [state.tasks[task_id] for task_id in islice(rest, most)]:
             yield piece, usd_of(piece)
-
-
-def by_priority(queues: Mapping[int, Mapping[str, Mapping[TaskId, None]]]) -> Iterator[TaskId]:
-    """The tasks of one tenant in their order."""
-    lots = chain.from_iterable(queues[one].values() for one in sorted(queues, reverse=True))
-    return chain.from_iterable(lots)
 
 
 def shared_tokens(specs: Sequence[TaskSpec]) -> int:
