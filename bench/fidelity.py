@@ -4,12 +4,16 @@
 
 Real workers of unlike shapes on this machine (one thread; one thread and slowed down; two
 threads), alone and together, run `bench/tenants.yaml` on SmolLM2-135M. In each session, runs of
-1, 4 and 16 rows come one after another: what their batches took gives, by least squares,
-the coefficients of each shape. Then tenants come close upon each other, with tables that are
-common to them and tables of their own. The whole session is simulated with those coefficients,
-and the tenants' part is compared: makespan, batches and their size, processor seconds.
+1, 4 and 16 rows come one after another. What their batches took gives, by least squares, the
+coefficients of each shape; and the time to fetch and to load the model, and the processor seconds
+that a second of work takes. Then tenants come close upon each other, with tables that are common
+to them and tables of their own. The whole session is simulated with those figures, and the
+tenants' part is compared: makespan, batches and their size, processor seconds.
 
-Nothing of the part that is compared goes into the coefficients.
+The simulated control plane is told of a device what the real one was, and learns the rest as that.
+Nothing of the part that is compared goes into the coefficients, and two workers together are
+predicted from what each did alone. Both parts of a session are close upon each other, as what
+else the machine does changes with time.
 """
 
 import argparse
@@ -29,10 +33,12 @@ from session import Session, Shape, session
 from tenants import QUESTIONS, SUBJECTS
 
 from flowmesh.sim.cluster import simulate
+from flowmesh.sim.devices import MODELS
 from flowmesh.sim.scenario import Scenario, parse
 from flowmesh.spec.document import Positions
 
 WORKFLOW = Path(__file__).parent / "tenants.yaml"
+MODEL = "smollm2-135m"
 ONE, SLOW, TWO = Shape("one"), Shape("slow", slowdown=2.0), Shape("two", threads=2)
 SESSIONS: tuple[tuple[Shape, ...], ...] = ((ONE,), (SLOW,), (TWO,), (ONE, SLOW))
 CALIBRATION_ROWS = (1, 4, 16)
@@ -41,6 +47,8 @@ TENANTS = ((0.0, True), (1.0, False), (2.0, True), (4.0, False), (6.0, True))
 #: Simulated seconds between runs that really wait for one another.
 APART_S = 1000.0
 FEATURES = ("fixed_s", "prompt_s", "step_s", "output_s")
+#: Of a device, that estimates start from.
+FIGURES = ("flops_per_s", "bandwidth_bytes_per_s", "memory_bytes")
 Floats = NDArray[np.float64]
 
 
@@ -67,12 +75,16 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What one session really was: all its batches, and the compared part."""
+    """What one session really was: all its batches, and the compared part.
+
+    `devices`: by worker, the figures by which it describes itself to the control plane.
+    """
 
     shapes: tuple[Shape, ...]
     batches: list[Batch]
     since_ms: int
     measured: Compared
+    devices: dict[str, dict[str, float]]
 
 
 def questions(label: str, count: int) -> list[dict[str, str]]:
@@ -95,10 +107,16 @@ def really(folder: Path, shapes: tuple[Shape, ...], rows: int) -> Done:
             )
         cpu_s = sum(running.cpu_s(shape.name) for shape in shapes) - before_s
         batches = _batches(folder)
+        with running.client("calibration") as client:
+            # A worker's id begins with the name that it was given.
+            devices = {
+                one.worker.partition("-")[0]: one.device.model_dump(include={*FIGURES})
+                for one in client.workers()
+            }
     compared = [one for one in batches if one.granted_ms >= since_ms]
     sizes = [one.tasks for one in compared]
     measured = Compared(max(ends), len(sizes), sum(sizes) / len(sizes), cpu_s)
-    return Done(shapes, batches, since_ms, measured)
+    return Done(shapes, batches, since_ms, measured, devices)
 
 
 def _tenant(running: Session, number: int, rows: int, start: float) -> float:
@@ -154,19 +172,27 @@ def _least_squares(features: Floats, seconds: Floats) -> list[float]:
     return [float(one) for one in x / scale]
 
 
-def simulated(done: Done, specs: dict[str, Any], rows: int) -> Compared:
-    """The same session, simulated: with the compared part, less without it."""
-    tokens = _tokens(done)
-    whole = simulate(_scenario(done.shapes, specs, tokens, rows, compared=True))
-    calibration = simulate(_scenario(done.shapes, specs, tokens, rows, compared=False))
+def cpu_per_second(batches: Sequence[Batch]) -> float:
+    """Processor seconds that a second of work on warm engines took; of all if none were warm."""
+    told = [one.timing for one in batches]
+    warm = [one for one in told if not one["load_s"]] or told
+    return sum(one["cpu_s"] for one in warm) / sum(one["exec_s"] + one["load_s"] for one in warm)
+
+
+def simulated(done: Done, specs: dict[str, Any], cpu: dict[str, float], rows: int) -> Compared:
+    """The same session, simulated: with the compared part, less without it.
+
+    `specs`: by shape, as `fitted` gives them; `cpu`: by shape, see `cpu_per_second`.
+    """
+    whole = simulate(_scenario(done, specs, rows, compared=True))
+    calibration = simulate(_scenario(done, specs, rows, compared=False))
     begin_ms = 1000 * APART_S * len(CALIBRATION_ROWS)
     settled = [one.settled_ms for one in whole.runs if one.submitted_ms >= begin_ms]
     batches = whole.batches - calibration.batches
     tasks = whole.tasks.executed - calibration.tasks.executed
     busy_s = whole.busy_s_by_kind, calibration.busy_s_by_kind
     cpu_s = sum(
-        (busy_s[0][shape.name] - busy_s[1][shape.name]) * shape.threads / shape.slowdown
-        for shape in done.shapes
+        (busy_s[0][shape.name] - busy_s[1][shape.name]) * cpu[shape.name] for shape in done.shapes
     )
     return Compared((max(settled) - begin_ms) / 1000, batches, tasks / batches, cpu_s)
 
@@ -184,14 +210,18 @@ def _tokens(done: Done) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _scenario(
-    shapes: Sequence[Shape],
-    specs: dict[str, Any],
-    tokens: dict[str, tuple[float, float]],
-    rows: int,
-    *,
-    compared: bool,
-) -> Scenario:
+def _gbit_per_s(done: Done) -> float:
+    """From the store: the model is there as soon as the real one was in the calibration."""
+    told = max((one.timing for one in done.batches if one.granted_ms < done.since_ms), key=_fetched)
+    return 8e-9 * MODELS[MODEL].weights_bytes / max(told["fetch_s"], 1e-3)
+
+
+def _fetched(timing: dict[str, float]) -> float:
+    return timing["fetch_bytes"]
+
+
+def _scenario(done: Done, specs: dict[str, Any], rows: int, *, compared: bool) -> Scenario:
+    shapes, tokens = done.shapes, _tokens(done)
     templates = {f"c{count}": _template(count, tokens) for count in CALIBRATION_ROWS}
     given = [
         {"at_s": APART_S * number, "tenant": "calibration", "template": f"c{count}"}
@@ -211,6 +241,7 @@ def _scenario(
         "pool": 1,
         "templates": templates,
         "given": given,
+        "network": {"places": {"home": {"gbit_per_s": _gbit_per_s(done)}}},
         "devices": {shape.name: specs[shape.name] for shape in shapes},
         "fleet": [{"kind": shape.name} for shape in shapes],
         "noise": 0.0,
@@ -227,7 +258,7 @@ def _template(rows: int, tokens: dict[str, tuple[float, float]]) -> dict[str, An
             "name": name,
             "after": [after],
             "operator": operator,
-            "model": "smollm2-135m",
+            "model": MODEL,
             "rows": rows,
             "own_rows": True,
             "prompt": {"median": prompt},
@@ -251,35 +282,49 @@ def error(simulated_: float, measured: float) -> float:
     return simulated_ / measured - 1
 
 
+def compared(done: Sequence[Done], rows: int) -> list[dict[str, Any]]:
+    """Measured beside simulated, by session."""
+    specs: dict[str, Any] = {}
+    cpu: dict[str, float] = {}
+    for one in done:
+        if len(one.shapes) == 1:
+            before = [batch for batch in one.batches if batch.granted_ms < one.since_ms]
+            specs[one.shapes[0].name] = fitted(before) | one.devices[one.shapes[0].name]
+            cpu[one.shapes[0].name] = cpu_per_second(before)
+    figures = []
+    for one in done:
+        told = simulated(one, specs, cpu, rows)
+        parts = {
+            part: {"measured": getattr(one.measured, part), "simulated": getattr(told, part)}
+            for part in ("makespan_s", "batches", "mean_batch", "cpu_s")
+        }
+        figures.append({"workers": named(one.shapes), **parts})
+    return figures
+
+
+def named(shapes: Sequence[Shape]) -> str:
+    return "+".join(shape.name for shape in shapes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
+    done = []
     with tempfile.TemporaryDirectory() as folder:
-        done = []
         for shapes in SESSIONS:
-            name = "+".join(shape.name for shape in shapes)
-            done.append(really(Path(folder) / name, shapes, options.rows))
-            print(f"ran {name}: {done[-1].measured}", flush=True)
-    specs = {
-        one.shapes[0].name: fitted([b for b in one.batches if b.granted_ms < one.since_ms])
-        for one in done
-        if len(one.shapes) == 1
-    }
-    figures = []
-    for one in done:
-        name = "+".join(shape.name for shape in one.shapes)
-        told = simulated(one, specs, options.rows)
-        parts = {}
-        for part in ("makespan_s", "batches", "mean_batch", "cpu_s"):
-            measured, expected = getattr(one.measured, part), getattr(told, part)
-            parts[part] = {"measured": measured, "simulated": expected}
-            off = error(expected, measured)
-            print(
-                f"{name:10} {part:11} measured {measured:8.2f} simulated {expected:8.2f} {off:+.0%}"
-            )
-        figures.append({"workers": name, **parts})
+            print(f"workers {named(shapes)} ...", flush=True)
+            done.append(really(Path(folder) / named(shapes), shapes, options.rows))
+    figures = compared(done, options.rows)
+    for one in figures:
+        for part, pair in one.items():
+            if part != "workers":
+                off = error(pair["simulated"], pair["measured"])
+                print(
+                    f"{one['workers']:10} {part:11} measured {pair['measured']:8.2f}"
+                    f" simulated {pair['simulated']:8.2f} {off:+.0%}"
+                )
     if options.json:
         options.json.write_text(json.dumps({"rows": options.rows, "sessions": figures}, indent=1))
 

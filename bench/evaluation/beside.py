@@ -1,11 +1,11 @@
 """Tables of what is beside cost and latency: shares, interruptions, decision time, offers."""
 
+from .findings import CHAT
 from .matrix import BESIDE, MARKETS, THREE, Matrix
 from .running import Outcome, Outcomes
 from .spreads import Figure, Spread, p95, ratio, spread, usd
 from .tables import name_of, table
-
-CHAT = "chat-8b"
+from .verdicts import extra, lost_runs, percent
 
 
 def worst_share(outcome: Outcome, weights: dict[str, float]) -> float:
@@ -46,15 +46,15 @@ def interruptions(matrix: Matrix, outcomes: Outcomes) -> str:
         calm = outcomes.each(matrix.preempted(0, policy))
         for per_hour in (7, 15):
             told = outcomes.each(matrix.preempted(per_hour, policy))
-            extra = ratio(lambda one: one["busy_gpu_s"], told, calm)
+            more = extra(told, calm)
             redone = spread(lambda one: one["redone_gpu_s"] / max(one["busy_gpu_s"], 1e-9), told)
             rows.append(
                 [
                     name_of(policy), f"{per_hour}",
                     f"{spread(lambda one: one['interruptions'], told).median:.0f}",
-                    f"{sum(_lost(one) for one in told)}",
+                    f"{sum(map(lost_runs, told))}",
                     f"{sum(one['doubled'] for one in told)}",
-                    f"{extra.median - 1:+.1%} ({extra.least - 1:+.1%} to {extra.most - 1:+.1%})",
+                    percent(more),
                     f"{redone.median:.1%}", f"{ratio(p95, told, calm).median:.2f}",
                 ]
             )  # fmt: skip
@@ -63,10 +63,6 @@ def interruptions(matrix: Matrix, outcomes: Outcomes) -> str:
         "of them thrown away", "p95, times calm",
     )  # fmt: skip
     return table(head, rows)
-
-
-def _lost(outcome: Outcome) -> int:
-    return int(outcome["unsettled"]) + int(outcome["failed_runs"])
 
 
 def decisions(matrix: Matrix, outcomes: Outcomes) -> str:

@@ -4,7 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from flowmesh.core.scale import FleetLimits
+from flowmesh.sim.scenario import load_scenario
+
 from .cells import Cell, Setting
+from .tuning import SEED
 
 OURS = "flowmesh"
 #: On machines that are rented as they are needed.
@@ -21,8 +25,8 @@ FIXED = (
 STEPS: tuple[tuple[str, str], ...] = (
     ("isolated", "nothing shared"),
     ("isolated-dedup", "+ de-duplication: equal work of all runs is done once"),
-    ("cheapest", "+ batching: machines, engines and batches are shared by all runs"),
-    ("strong", "+ placement: each model where its work is cheapest"),
+    ("round-robin", "+ batching: machines, engines and batches are shared by all runs"),
+    ("strong", "+ placement: a batch goes where it costs least"),
     (OURS, "+ market: one function for batches, machines and renting"),
 )
 ABLATIONS: Mapping[str, tuple[Setting, Setting]] = {
@@ -38,12 +42,23 @@ ABLATIONS: Mapping[str, tuple[Setting, Setting]] = {
     "hold": ((("hold", False),), ()),
     "fairness": ((("fairness", False),), ()),
 }
+#: Of ablations that take too long on the whole scenario; both they and what they are held against.
+ABLATED_SMALLER: Mapping[str, Setting] = {"batching": (("rows", 0.002), ("runs", 40))}
 MISJUDGED: Mapping[str, Setting] = {
     "x2, learning": (("misjudge", 2.0),),
     "x2, no learning": (("misjudge", 2.0), ("learning", False)),
     "/2, learning": (("misjudge", 0.5),),
     "/2, no learning": (("misjudge", 0.5), ("learning", False)),
 }
+#: Of our market, beside the scenario's own: how much the value of waiting work counts.
+HASTES = (0.01, 0.05, 0.25, 1.0)
+
+
+def shipped_haste() -> float:
+    """That of the headline's scenario."""
+    market = load_scenario("headline").market
+    told = market.limits.haste if market else None
+    return FleetLimits().haste if told is None else told
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,8 @@ class Sweep:
 
 SPOT: Setting = (("market.price", ("on_demand", "marketplace", "spot")),)
 THREE = (OURS, "strong", "isolated")
+#: Where `isolated`, which takes as long to simulate as both of these, tells nothing more.
+PAIR = (OURS, "strong")
 
 
 def _interrupted(per_hour: float) -> Setting:
@@ -86,7 +103,7 @@ def _fleet(counts: tuple[int, ...]) -> Setting:
     return (("fleet", json.dumps(machines)),)
 
 
-#: The machines of `fixed-fleet` at the prices that the headline's market has for them.
+#: Machines of the headline's market that are there the whole time, and do its work not much later.
 STATIC = json.dumps(
     [
         {"kind": kind, "count": count, "price": price}
@@ -113,15 +130,15 @@ SWEEPS: tuple[Sweep, ...] = (
         tuple((x, (("load", x),)) for x in (0.25, 0.5, 1.0, 2.0)),
     ),
     Sweep(
-        "heterogeneity", "kinds of machines on offer", "headline", THREE,
+        "heterogeneity", "kinds of machines on offer", "headline", PAIR,
         tuple((float(n), _kinds(n)) for n in (2, 4, 6, 9)),
     ),
     Sweep(
-        "burstiness", "coefficient of variation of the gaps between runs", "headline", THREE,
+        "burstiness", "coefficient of variation of the gaps between runs", "headline", PAIR,
         tuple((x, _bursty(x)) for x in (1.0, 2.0, 4.0, 8.0)),
     ),
     Sweep(
-        "interruptions", "interruptions an hour on 32 spot machines", "headline", THREE,
+        "interruptions", "interruptions an hour on 32 spot machines", "headline", PAIR,
         tuple((x, _interrupted(x)) for x in (0.0, 7.0, 15.0, 30.0)),
     ),
     Sweep(
@@ -142,9 +159,9 @@ class Matrix:
     Attributes:
         seeds: of headline and fixed fleet. sweep_seeds: of the rest.
         smaller: changes to every scenario, to be quick.
-        sweep: changes to the scenarios of sweeps and ablations beside.
+        sweep: changes to the scenarios of sweeps beside.
         tuned: settings of baselines, as `tuning.py` found them.
-        ablations, elastic, fixed, sweeps: what is compared.
+        ablations, elastic, fixed, sweeps, hastes: what is compared.
     """
 
     seeds: tuple[int, ...]
@@ -156,6 +173,9 @@ class Matrix:
     elastic: tuple[str, ...] = ELASTIC
     fixed: tuple[str, ...] = FIXED
     sweeps: tuple[Sweep, ...] = SWEEPS
+    hastes: tuple[float, ...] = field(
+        default_factory=lambda: tuple(sorted({*HASTES, shipped_haste()}))
+    )
 
     def _cells(
         self,
@@ -177,24 +197,43 @@ class Matrix:
         """On rented machines."""
         return self._cells("headline", policy)
 
+    def untuned(self) -> list[Cell]:
+        """`strong` as it comes, without settings that were found for the workload."""
+        return [Cell("headline", "strong", seed, self.smaller) for seed in self.seeds]
+
+    def hasty(self, haste: float) -> Cell:
+        """Ours on the seed of the tuning."""
+        changes = (*self.smaller, ("market.limits.haste", haste))
+        return Cell("headline", OURS, SEED, changes)
+
     def same_fleet(self, policy: str) -> list[Cell]:
         return self._cells("fixed-fleet", policy)
 
     def ablation(self, name: str) -> list[Cell]:
-        """Ours without one of its parts; an empty name is the whole."""
-        knobs, settings = ABLATIONS[name] if name else ((), ())
-        seeds = self.sweep_seeds
-        return self._cells("headline", OURS, seeds=seeds, knobs=knobs, settings=settings)
+        """Ours without one of its parts, on rented machines."""
+        return self._ablation("headline", name)
 
     def ablation_fixed(self, name: str) -> list[Cell]:
-        knobs, settings = ABLATIONS[name] if name else ((), ())
-        seeds = self.sweep_seeds
-        return self._cells("fixed-fleet", OURS, seeds=seeds, knobs=knobs, settings=settings)
+        return self._ablation("fixed-fleet", name)
+
+    def whole(self, name: str) -> list[Cell]:
+        """What `ablation` is held against: ours with all parts, on the same work."""
+        return self._ablation("headline", name, whole=True)
+
+    def whole_fixed(self, name: str) -> list[Cell]:
+        return self._ablation("fixed-fleet", name, whole=True)
+
+    def _ablation(self, scenario: str, name: str, *, whole: bool = False) -> list[Cell]:
+        knobs, settings = ABLATIONS[name] if name and not whole else ((), ())
+        changes = ABLATED_SMALLER.get(name, ())
+        return self._cells(
+            scenario, OURS, seeds=self.sweep_seeds, changes=changes, knobs=knobs, settings=settings
+        )
 
     def static(self) -> list[Cell]:
-        """Ours without elasticity: a fleet that is there for the whole time."""
-        changes = (("fleet", STATIC),)
-        return self._cells("fixed-fleet", OURS, seeds=self.sweep_seeds, changes=changes)
+        """Ours without elasticity: the headline on a fleet that is there for the whole time."""
+        changes: Setting = (("market", None), ("fleet", STATIC))
+        return self._cells("headline", OURS, seeds=self.sweep_seeds, changes=changes)
 
     def misjudged(self, name: str) -> list[Cell]:
         knobs = MISJUDGED[name] if name else ()
@@ -202,7 +241,8 @@ class Matrix:
 
     def market(self, price: tuple[str, ...], policy: str) -> list[Cell]:
         """The headline on fewer or more kinds of offers."""
-        changes: Setting = (("market.price", price),)
+        usual = load_scenario("headline").market
+        changes: Setting = () if usual and price == usual.price else (("market.price", price),)
         if "spot" in price:
             changes = _interrupted(7.0)
         return self._cells("headline", policy, seeds=self.sweep_seeds, changes=changes)
@@ -220,7 +260,7 @@ class Matrix:
         return self._cells("preemption-15", policy, seeds=seeds, changes=calm)
 
     def interactive(self, policy: str) -> list[Cell]:
-        return self._cells("interactive-beside-batch", policy, seeds=self.sweep_seeds[:1])
+        return self._cells("interactive-beside-batch", policy, seeds=self.sweep_seeds)
 
     def shares(self, policy: str) -> list[Cell]:
         """Never smaller: tenants have to be backlogged to the end."""
@@ -229,9 +269,11 @@ class Matrix:
     def all(self) -> list[Cell]:
         """Every cell that the page needs, the quickest studies last."""
         cells = [cell for policy in self.elastic for cell in self.headline(policy)]
+        cells += [*self.untuned(), *(self.hasty(haste) for haste in self.hastes)]
         cells += [cell for policy, _ in STEPS for cell in self.headline(policy)]
         cells += [cell for policy in self.fixed for cell in self.same_fleet(policy)]
         for name in ("", *self.ablations):
+            cells += self.whole(name) + self.whole_fixed(name)
             cells += self.ablation(name) + self.ablation_fixed(name)
         for name in ("", *MISJUDGED):
             cells += self.misjudged(name)

@@ -11,24 +11,16 @@ from typing import Any
 
 import yaml
 
-from . import beside, real, tables
-from .cells import ROOT, Cell
-from .findings import AIMS, AT_LEAST, all_losses, headline, met
-from .matrix import OURS, Matrix
-from .running import Outcome, Outcomes
+from flowmesh.sim.scenario import load_scenario
 
-TITLES = {
-    "cost_ratio_isolated": "cost of `isolated`, as a multiple of ours",
-    "cost_ratio_strong": "cost of `strong`, as a multiple of ours",
-    "energy_ratio_isolated": "energy of `isolated`, as a multiple of ours",
-    "cost_over_oracle": "our cost, as a multiple of the oracle's bound",
-    "p95_ratio_best_baseline": "our p95 latency over that of the best baseline, same fleet",
-    "p50_ratio_best_baseline": "our p50 latency over that of the best baseline, same fleet",
-    "usd_ratio_best_baseline": "our cost over that of the best baseline, same fleet",
-    "cost_ratio_isolated_tenant": "cost of `isolated-tenant`, as a multiple of ours",
-    "energy_ratio_strong": "energy of `strong`, as a multiple of ours",
-}
-Tried = Sequence[tuple[str, Cell, float, float]]
+from . import beside, frontier, real, tables
+from .cells import ROOT, Cell
+from .findings import HEADLINE, all_losses, headline, useless
+from .frontier import Tried
+from .matrix import ABLATED_SMALLER, OURS, STATIC, Matrix
+from .running import Outcome, Outcomes
+from .tuning import LIKE, PATIENCE, SEED
+from .verdicts import TITLES, missed, verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +32,28 @@ class How:
     minutes: float
 
 
-def as_json(matrix: Matrix, outcomes: Outcomes, how: How) -> dict[str, Any]:
+def as_json(
+    matrix: Matrix,
+    outcomes: Outcomes,
+    how: How,
+    tried: Tried,
+    measured: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     figures = headline(matrix, outcomes)
-    return {
-        "headline": {name: round(figures[name].median, 4) for name in AIMS},
+    told = {
+        "headline": {name: round(figures[name].median, 4) for name in HEADLINE},
         "ranges": {name: asdict(one) for name, one in figures.items()},
         "aims": {
-            name: {"aim": aim, "met": met(name, figures[name].median)}
-            for name, aim in AIMS.items()
+            one.name: {"sense": one.sense, "aim": one.aim, "reached": one.reached, "met": one.met}
+            for one in verdicts(matrix, outcomes, measured)
         },
+        "frontier": frontier.as_json(matrix, outcomes, tried),
         "made": {
             **asdict(how), **_machine(), "seeds": list(matrix.seeds), "data": data_of(outcomes),
         },
         "all": [_brief(outcomes.of(cell), cell) for cell in matrix.all()],
     }  # fmt: skip
+    return told if measured is None else told | {"real": measured}
 
 
 def _brief(outcome: Outcome, cell: Cell) -> dict[str, Any]:
@@ -93,22 +93,22 @@ def write(
     measured: dict[str, Any] | None = None,
 ) -> None:
     """Both files; the pictures are made by `plots.py`. `measured`: see `real.py`."""
-    told = as_json(matrix, outcomes, how)
-    if measured is not None:
-        told["real"] = measured
+    told = as_json(matrix, outcomes, how, tried, measured)
     (folder / "evaluation.json").write_text(json.dumps(told, indent=1) + "\n")
     parts = [
-        _begin(matrix, outcomes, how), _headline(matrix, outcomes), _elastic(matrix, outcomes),
+        _begin(matrix, outcomes, how), _in_short(matrix, outcomes, measured),
+        _elastic(matrix, outcomes), frontier.section(matrix, outcomes, tried),
         _fixed(matrix, outcomes), _parts(matrix, outcomes), _sweeps(matrix, outcomes),
-        _beside(matrix, outcomes), real.section(measured) if measured else "",
+        _beside(matrix, outcomes, measured), real.section(measured) if measured else "",
         _losses(matrix, outcomes), _tuning(tried), LIMITS,
     ]  # fmt: skip
-    (folder / "evaluation.md").write_text("\n".join(parts))
+    (folder / "evaluation.md").write_text("\n".join(part for part in parts if part))
 
 
 def _begin(matrix: Matrix, outcomes: Outcomes, how: How) -> str:
     machine = _machine()
     data = "; ".join(f"{kind}: {', '.join(used)}" for kind, used in data_of(outcomes).items())
+    known = f", {outcomes.known} of them known from a call before" if outcomes.known else ""
     return f"""# Evaluation
 
 This page is written by `{how.command}`; do not edit it. All but the part on a real machine is
@@ -116,7 +116,7 @@ simulated. What is compared is told in [the simulator](simulator.md), the polici
 `flowmesh.sim.baselines`, the bound in [the oracle](oracle.md). Figures are medians over seeds,
 with the least and the most in brackets; ratios are made seed by seed, on equal work.
 
-- Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations.
+- Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations{known}.
 - On {machine["machine"]}.
 - Python {machine["python"]}, NumPy {machine["numpy"]}, FlowMesh {machine["flowmesh"]}.
 - Seeds {_listed(matrix.seeds)}; sweeps, ablations, the rest {_listed(matrix.sweep_seeds)}.
@@ -129,16 +129,26 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(str(seed) for seed in seeds)
 
 
-def _headline(matrix: Matrix, outcomes: Outcomes) -> str:
-    figures = headline(matrix, outcomes)
-    rows = []
-    for name, one in figures.items():
-        aim, verdict = "", ""
-        if name in AIMS:
-            aim = f"{'at least' if name in AT_LEAST else 'at most'} {AIMS[name]:g}"
-            verdict = "met" if met(name, one.median) else "**missed**"
-        rows.append([TITLES[name], one.text(), aim, verdict])
-    return "## In short\n\n" + tables.table(("figure", "median (range)", "aim", ""), rows)
+def _in_short(matrix: Matrix, outcomes: Outcomes, measured: dict[str, Any] | None) -> str:
+    found = verdicts(matrix, outcomes, measured)
+    judged = [
+        [one.title, one.shown, f"{one.sense} {one.aim:g}", "met" if one.met else "**missed**"]
+        for one in found
+    ]
+    aimed = [one.name for one in found]
+    beside = [
+        [TITLES[name], one.text()]
+        for name, one in headline(matrix, outcomes).items()
+        if name not in aimed
+    ]
+    return f"""## In short
+
+{tables.table(("what was aimed at", "median (range)", "aim", ""), judged)}
+{missed(matrix, outcomes, found)}
+
+Beside the aims:
+
+{tables.table(("figure", "median (range)"), beside)}"""
 
 
 def _elastic(matrix: Matrix, outcomes: Outcomes) -> str:
@@ -152,7 +162,10 @@ ours learns them as it goes.
 
 ### Where the gain is from
 
-Each line has all that the lines above it have.
+Each line has all that the lines above it have. All of them rent the machines on which their work is
+cheapest, by the true times: `isolated` for each run, the others for each queue. So "placement" is
+only where a batch goes among the machines that are there; who rents by the price of an hour
+(`cheapest`, `fifo`) is in the table above.
 
 {tables.steps(matrix, outcomes)}
 ![The bill, idea by idea](images/evaluation-gains.png)
@@ -167,9 +180,10 @@ Spot machines are interrupted 7 times an hour on 32 of them.
 def _fixed(matrix: Matrix, outcomes: Outcomes) -> str:
     return f"""## On the same fleet
 
-Scenario `fixed-fleet`: fourteen unlike machines that are there the whole time; all share results
-(`best-fit-as-is` does not, as what it stands for does not). The bill is the fleet's price times
-the time until all is done.
+Scenario `fixed-fleet`: {sum(part.count for part in load_scenario("fixed-fleet").fleet)} unlike \
+machines that are there the whole time; all share results (`best-fit-as-is`
+does not, as what it stands for does not). The bill is the fleet's price times the time until all is
+done.
 
 {tables.fixed(matrix, outcomes)}
 ![Latency on the same fleet](images/evaluation-latency.png)
@@ -177,13 +191,27 @@ the time until all is done.
 
 
 def _parts(matrix: Matrix, outcomes: Outcomes) -> str:
+    smaller = "; ".join(
+        f"`{name}` with {', '.join(f'{key} {value:g}' for key, value in changes)}"
+        for name, changes in ABLATED_SMALLER.items()
+        if name in matrix.ablations
+    )
     return f"""## Ours without one of its parts
 
-Multiples of the whole; above 1, the part is worth having. `batching across runs`: batches, warm
-engines and machines of each run are its own, results are shared. `elasticity`: the machines of
-`fixed-fleet` at the market's prices, there for the whole time.
+Multiples of the whole; above 1, the part is worth having. On rented machines parts trade cost
+against latency, so that both have to be looked at. `dedup`: equal work of two runs is done twice.
+`batching`: batches of one task. `batching across runs`: batches, warm engines and machines of each
+run are its own, results are shared. `cost`, `energy`: that term of the utility is 0. `elasticity`:
+{sum(part["count"] for part in json.loads(STATIC))} machines of the market, at its prices, there \
+for the whole time. `learning`: estimates stay at their priors. Without `prefix`, tasks of one
+batch key are served by age, so that those that begin alike are mixed with others; without
+`fairness` too, and tenants have no turns: the difference between these two lines is what the turns
+alone do.
+{f"On smaller work, against the whole on the same: {smaller}." if smaller else ""}
 
 {tables.ablations(matrix, outcomes)}
+{tables.prefixes(matrix, outcomes)}
+
 ### Wrong estimates
 
 Each pair of batch key and kind of machine is taken to be slower or faster by the factor, by
@@ -193,7 +221,9 @@ chance: half of them up, half down. Multiples of what right estimates give, on t
 
 
 def _sweeps(matrix: Matrix, outcomes: Outcomes) -> str:
-    parts = ["## Sweeps\n\n![All sweeps](images/evaluation-sweeps.png)\n"]
+    changed = ", ".join(f"{name} {value:g}" for name, value in matrix.sweep)
+    smaller = f"Of a part of the work: {changed}.\n\n" if changed else ""
+    parts = [f"## Sweeps\n\n{smaller}![All sweeps](images/evaluation-sweeps.png)\n"]
     for one in matrix.sweeps:
         parts.append(f"### {one.name.capitalize()}\n\n{tables.sweep(matrix, outcomes, one)}")
     return "\n".join(parts)
@@ -206,7 +236,7 @@ def weights() -> dict[str, float]:
     return {one["name"]: float(one["weight"]) for one in told["tenants"]}
 
 
-def _beside(matrix: Matrix, outcomes: Outcomes) -> str:
+def _beside(matrix: Matrix, outcomes: Outcomes, measured: dict[str, Any] | None) -> str:
     return f"""## Fairness
 
 Four tenants of weights 1, 1, 2 and 4, all backlogged, after twenty minutes; 1 is a tenant's exact
@@ -223,22 +253,27 @@ Single requests of three tenants beside the million-row batch of a fourth:
 {beside.interruptions(matrix, outcomes)}
 ## Decision time
 
-Real time of one call of the policy, in `headline`; `make bench-decisions` measures it at 1,000
-workers and 1,000,000 ready tasks.
+Real time of one call of the policy, in `headline`, while two simulations ran at a time:
 
-{beside.decisions(matrix, outcomes)}"""
+{beside.decisions(matrix, outcomes)}
+{real.decisions(measured["decisions"]) if measured else ""}"""
 
 
 def _losses(matrix: Matrix, outcomes: Outcomes) -> str:
-    found = all_losses(matrix, outcomes)
+    found, idle = all_losses(matrix, outcomes), useless(matrix, outcomes)
+    parts = [
+        f"- Without `{one.part}`, {one.measure} is {one.without:.2f} of the whole's."
+        for one in idle
+    ]
+    less = "\n".join(["Parts of ours without which a figure is better:", "", *parts, ""])
     if not found:
-        return "## Where ours is not best\n\nIn none of the comparisons above.\n"
-    return f"""## Where ours is not best
-
-Every comparison above in which a baseline's median is better, by more than half a percent
-({len(found)} of them).
+        told = "In none of the comparisons above.\n"
+    else:
+        told = f"""Every comparison above in which a baseline's median is better, by more than half
+a percent ({len(found)} of them; the best {tables.NAMED} of each are named).
 
 {tables.lost(found)}"""
+    return f"## Where ours is not best\n\n{told}\n{less if idle else ''}"
 
 
 def _tuning(tried: Tried) -> str:
@@ -248,17 +283,23 @@ def _tuning(tried: Tried) -> str:
         rows.append([name, settings, f"{cost:.2f}", f"{slow:,.0f}"])
     return f"""## How the baselines were tuned
 
-On a seed of its own, every baseline with settings got the cheapest ones of these that are at most
-twice as slow at the 95th percentile as its quickest ones; those that differ in their choice of
-worker only have the settings of `cheapest`.
+On a seed of its own ({SEED}), every baseline with settings got the cheapest ones of these whose p95
+is at most {PATIENCE:g} times that of its quickest ones: else those that hardly rent would win.
+{LIKED}. Ours has none:
+its weights are the default ones of the scenario's objective. So the p95 of ours may differ from
+theirs; both are shown, and cost at equal p95 is under "Cost against latency".
 
 {tables.table(("policy", "settings", "USD", "p95 (s)"), rows)}"""
 
 
+LIKED = "Others have the settings of what they are like: " + ", ".join(
+    f"`{name}` those of `{other}`" for name, other in LIKE.items()
+)
+
 LIMITS = f"""## What this does not show
 
 - Times are of a simulator whose devices follow published profiles, not of these machines; see
-  [the simulator](simulator.md) for how far it is off, and the real runs there.
+  [the simulator](simulator.md), and above how far it is off where it was held against real runs.
 - The bound is not a schedule: nobody can be at 1.
 - Templates follow published recipes; whether tenants overlap as much as in `headline` is a
   property of the tenants. The sweep over overlap tells what it is without.

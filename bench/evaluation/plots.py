@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from . import frontier
 from .matrix import OURS, STEPS, Matrix, Sweep
 from .running import Outcomes
 from .spreads import Figure, Spread, over_oracle, p50, p95, spread, usd
@@ -24,12 +25,13 @@ OTHER = "#bdc3c7"
 DPI = 120
 
 
-def draw_all(matrix: Matrix, outcomes: Outcomes, folder: Path) -> list[Path]:
+def draw_all(matrix: Matrix, outcomes: Outcomes, tried: frontier.Tried, folder: Path) -> list[Path]:
     """Write every picture; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         _cost(matrix, outcomes, folder / "evaluation-cost.png"),
         _steps(matrix, outcomes, folder / "evaluation-gains.png"),
+        _frontier(frontier.points(matrix, outcomes, tried), folder / "evaluation-frontier.png"),
         _latency(matrix, outcomes, folder / "evaluation-latency.png"),
         _sweeps(matrix, outcomes, folder / "evaluation-sweeps.png"),
     ]
@@ -73,6 +75,28 @@ def _steps(matrix: Matrix, outcomes: Outcomes, path: Path) -> Path:
     axes.set_yticks([-at for at in range(len(STEPS))], labels)
     axes.set_xlim(0, 1.15 * max(cost.most for cost in costs))
     axes.set_xlabel("bill (USD)")
+    return _save(path)
+
+
+def _frontier(points: Sequence[frontier.Point], path: Path) -> Path:
+    _, axes = pyplot.subplots(figsize=(7, 4))
+    theirs = [one for one in points if one.policy != OURS]
+    ours = [one for one in points if one.policy == OURS]
+    label = "strong, settings that were tried"
+    xs, ys = [one.p95_s for one in theirs], [one.usd for one in theirs]
+    axes.scatter(xs, ys, color=COLOURS["strong"], marker="s", s=22, label=label)
+    xs, ys = [one.p95_s for one in ours], [one.usd for one in ours]
+    axes.plot(xs, ys, color=COLOURS[OURS], marker="o", label="ours, by haste")
+    for one in ours:
+        axes.annotate(
+            f"{one.haste:g}", (one.p95_s, one.usd), textcoords="offset points", xytext=(6, 5),
+            color=COLOURS[OURS],
+        )  # fmt: skip
+    axes.set_xlabel("95th percentile of latency (s)")
+    axes.set_ylabel("bill (USD)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend()
     return _save(path)
 
 

@@ -10,7 +10,7 @@ from .spreads import usd
 
 #: Put over every scenario.
 SMALLER: Setting = (("rows", 0.004), ("runs", 40), ("duration_s", 2400.0))
-POLICIES = ("flowmesh", "strong", "isolated-tenant", "isolated", "cheapest")
+POLICIES = ("flowmesh", "strong", "isolated-tenant", "isolated", "round-robin")
 SAME_FLEET = ("flowmesh", "strong", "throughput-matrix", "best-fit", "fifo")
 
 

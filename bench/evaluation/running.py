@@ -16,10 +16,14 @@ PROCESSES = 2
 
 
 class Outcomes:
-    """What the cells came to; asking for one that was not run is a KeyError."""
+    """What the cells came to; asking for one that was not run is a KeyError.
 
-    def __init__(self, by_cell: dict[Cell, Outcome]) -> None:
+    `known`: how many of them an earlier call had simulated.
+    """
+
+    def __init__(self, by_cell: dict[Cell, Outcome], known: int = 0) -> None:
         self._by_cell = by_cell
+        self.known = known
 
     def of(self, cell: Cell) -> Outcome:
         return self._by_cell[cell]
@@ -45,7 +49,8 @@ def run_all(cells: Sequence[Cell], folder: Path, *, processes: int = PROCESSES) 
     todo = [cell for cell in distinct if cell not in done]
     _say(f"{len(distinct)} simulations, {len(done)} of them known")
     began = time.monotonic()
-    # A process for each cell: none meets what another one left behind.
+    # A process for each cell: none meets what another one left behind. With more cells for each,
+    # pools of Python 3.11 stand still (python/cpython#115634).
     pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=1)
     with pool:
         futures = {pool.submit(simulated, cell): cell for cell in todo}
@@ -54,8 +59,10 @@ def run_all(cells: Sequence[Cell], folder: Path, *, processes: int = PROCESSES) 
             done[cell] = _result(future, cell)
             (folder / f"{cell.digest()}.json").write_text(json.dumps(done[cell]))
             spent_s = time.monotonic() - began
-            _say(f"{number}/{len(todo)} {spent_s:5.0f} s  {cell.label}: {in_short(done[cell])}")
-    return Outcomes(done)
+            left = spent_s / number * (len(todo) - number) / 60
+            so_far = f"{number}/{len(todo)} {spent_s:5.0f} s, {left:.0f} minutes left"
+            _say(f"{so_far}  {cell.label}: {in_short(done[cell])}")
+    return Outcomes(done, len(distinct) - len(todo))
 
 
 def simulated(cell: Cell) -> Outcome:

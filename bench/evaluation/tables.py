@@ -106,12 +106,11 @@ def steps(matrix: Matrix, outcomes: Outcomes) -> str:
 
 def ablations(matrix: Matrix, outcomes: Outcomes) -> str:
     """Ours without one part: figures as multiples of the whole's."""
-    whole = outcomes.each(matrix.ablation(""))
-    whole_fixed = outcomes.each(matrix.ablation_fixed(""))
     rows = []
     for name in matrix.ablations:
-        told, on_fleet = (
-            outcomes.each(cells) for cells in (matrix.ablation(name), matrix.ablation_fixed(name))
+        told, whole, on_fleet, whole_fixed = (
+            outcomes.each(of(name))
+            for of in (matrix.ablation, matrix.whole, matrix.ablation_fixed, matrix.whole_fixed)
         )
         rows.append(
             [
@@ -120,7 +119,7 @@ def ablations(matrix: Matrix, outcomes: Outcomes) -> str:
                 ratio(p50, on_fleet, whole_fixed).text(), ratio(p95, on_fleet, whole_fixed).text(),
             ]
         )  # fmt: skip
-    static = outcomes.each(matrix.static())
+    static, whole = outcomes.each(matrix.static()), outcomes.each(matrix.whole(""))
     cost, energy = ratio(usd, static, whole), ratio(joules, static, whole)
     slow = ratio(p95, static, whole).median
     rows.append(["elasticity", cost.text(), energy.text(), f"{slow:.2f}", "", ""])
@@ -129,6 +128,19 @@ def ablations(matrix: Matrix, outcomes: Outcomes) -> str:
         "p50, same fleet", "p95, same fleet",
     )  # fmt: skip
     return table(head, rows)
+
+
+def prefixes(matrix: Matrix, outcomes: Outcomes) -> str:
+    """Prompt tokens that were not read again, of those that ideal batches would save."""
+
+    def saved(one: Outcome) -> float:
+        return float(one["prefix_tokens_saved"] / max(1, one["prefix_tokens_possible"]))
+
+    named = [("ours", matrix.whole("")), ("strong", matrix.headline("strong"))]
+    if "prefix" in matrix.ablations:
+        named.insert(1, ("ours without `prefix`", matrix.ablation("prefix")))
+    told = [f"{name} {spread(saved, outcomes.each(cells)).median:.0%}" for name, cells in named]
+    return f"Of the shared prefixes' tokens that could be saved: {', '.join(told)}."
 
 
 def misjudged(matrix: Matrix, outcomes: Outcomes) -> str:
@@ -149,23 +161,41 @@ def sweep(matrix: Matrix, outcomes: Outcomes, one: Sweep) -> str:
             policy: outcomes.each(matrix.point(one, changes, policy)) for policy in one.policies
         }
         ours = by_policy[OURS]
-        row = [f"{x:g}", f"{spread(usd, ours).median:.2f}", f"{spread(p95, ours).median:,.0f}"]
+        row = [
+            f"{x:g}", f"{spread(usd, ours).median:.2f}", f"{spread(over_oracle, ours).median:.2f}",
+            f"{spread(p95, ours).median:,.0f}",
+        ]  # fmt: skip
         for policy in one.policies[1:]:
             told = by_policy[policy]
-            row += [f"{ratio(usd, told, ours).median:.2f}", f"{ratio(p95, told, ours).median:.2f}"]
+            row += [ratio(usd, told, ours).text(), f"{ratio(p95, told, ours).median:.2f}"]
         rows.append(row)
     others = [
         title
         for policy in one.policies[1:]
         for title in (f"{policy}: USD / ours", f"{policy}: p95 / ours")
     ]  # fmt: skip
-    return table((one.axis, "ours, USD", "ours, p95 (s)", *others), rows)
+    head = (one.axis, "ours, USD", "ours / oracle", "ours, p95 (s)", *others)
+    return table(head, rows)
 
 
 def lost(found: Sequence[Loss]) -> str:
-    rows = [
-        [one.where, one.measure, one.policy, f"{one.ours:,.2f}", f"{one.theirs:,.2f}",
-         f"{one.ours / one.theirs:.2f}"]
-        for one in found
-    ]  # fmt: skip
-    return table(("where", "measure", "better is", "ours", "theirs", "ratio"), rows)
+    """One line for each comparison, with all that are better than ours in it."""
+    by: dict[tuple[str, str], list[Loss]] = {}
+    for one in found:
+        by.setdefault((one.where, one.measure), []).append(one)
+    rows = []
+    for (where, measure), better in by.items():
+        better.sort(key=lambda one: one.theirs)
+        named = [f"{one.policy} {figure(one.theirs)}" for one in better[:NAMED]]
+        named += [f"{len(better) - NAMED} more"] if len(better) > NAMED else []
+        ours, best = better[0].ours, better[0].theirs
+        rows.append([where, measure, figure(ours), ", ".join(named), f"{ours / best:.2f}"])
+    return table(("where", "measure", "ours", "better", "ours over the best"), rows)
+
+
+#: Of the policies that are better than ours in one comparison.
+NAMED = 4
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

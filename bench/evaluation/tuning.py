@@ -10,7 +10,10 @@ from .spreads import p95, usd
 SEED = 1001
 #: Queue targets and idle timeouts of autoscalers, seconds.
 TARGETS_S, IDLE_S = (300.0, 900.0, 2700.0), (60.0, 180.0, 420.0)
-AUTOSCALED = ("strong", "isolated-tenant", "cheapest", "throughput-matrix")
+AUTOSCALED = (
+    "strong", "isolated-tenant", "cheapest", "round-robin", "throughput-matrix",
+    "best-fit-batched",
+)  # fmt: skip
 #: Those that may have a pool for each model.
 POOLED = ("strong", "isolated-tenant")
 #: Those that are like one of `AUTOSCALED`, and get its settings.
@@ -18,10 +21,8 @@ LIKE = {
     "fifo": "cheapest",
     "fastest": "cheapest",
     "bin-pack": "cheapest",
-    "locality": "cheapest",
-    "round-robin": "cheapest",
-    "best-fit": "cheapest",
-    "best-fit-batched": "cheapest",
+    "locality": "round-robin",
+    "best-fit": "best-fit-batched",
 }
 SIZE_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: No setting counts whose 95th percentile of latency is so many times the quickest setting's.
@@ -79,6 +80,7 @@ def best(results: list[tuple[Cell, float, float]]) -> Setting:
 def _alike(found: Mapping[str, Setting]) -> dict[str, Setting]:
     same = {f"headline {name}": found[f"headline {other}"] for name, other in LIKE.items()}
     for name in ("best-fit", "best-fit-batched"):
-        same[f"headline {name}"] += found[f"fixed-fleet {name}"]
+        autoscaled = {**found, **same}
+        same[f"headline {name}"] = autoscaled[f"headline {name}"] + found[f"fixed-fleet {name}"]
     same["fixed-fleet best-fit-as-is"] = found["fixed-fleet best-fit"]
     return same
