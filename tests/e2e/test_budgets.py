@@ -15,9 +15,9 @@ from flowmesh.sdk.limits import Limits
 from flowmesh.sdk.runs import Run
 from support.fabric import Fabric, fabric, until
 
-#: A cent for a second: a row below costs a tenth of a cent.
-USD_PER_HOUR = 36.0
-ROW_S = 0.1
+#: Two cents for a second: a row below costs a tenth of a cent.
+USD_PER_HOUR = 72.0
+ROW_S = 0.05
 SCRIPT = f"""
 import time
 

@@ -7,7 +7,7 @@ import pytest
 
 from flowmesh.sdk.runs import Run
 from flowmesh.wire import RunView
-from support.fabric import Fabric, fabric, until
+from support.fabric import Fabric, until
 
 CODE = """
 import os, time
@@ -26,11 +26,9 @@ ROWS = [{"n": n} for n in range(6)]
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("language")
-    (folder / "code.py").write_text(CODE)
-    with fabric(folder / "home") as started:
-        yield started
+def running(trainers: Fabric) -> Fabric:
+    (trainers.home.parent / "code.py").write_text(CODE)
+    return trainers
 
 
 def submit(running: Fabric, steps: dict[str, Any], outputs: dict[str, str], **more: Any) -> Run:
@@ -40,7 +38,7 @@ def submit(running: Fabric, steps: dict[str, Any], outputs: dict[str, str], **mo
         "steps": steps,
         "outputs": outputs,
     }
-    return running.client().submit(document, inputs={"rows": ROWS}, **more)
+    return running.client("language").submit(document, inputs={"rows": ROWS}, **more)
 
 
 def python(running: Fabric, function: str, **more: Any) -> dict[str, Any]:
@@ -125,11 +123,12 @@ def test_parts_of_a_split_are_outputs_and_rows_know_their_origin(running: Fabric
     assert run.wait().status == "succeeded"
     rows = run.output("told").rows()
     assert len(run.output("a").rows()) == 4 and len(rows) == 2
-    node = running.client().lineage(run=run.id, output="told", row=1)
+    client = running.client("language")
+    node = client.lineage(run=run.id, output="told", row=1)
     while node.children:
         node = node.children[0]
     assert (node.kind, ROWS[node.row or 0]["n"]) == ("input", rows[1]["n"])
-    down = running.client().lineage(digest=node.digest, row=node.row, direction="down")
+    down = client.lineage(digest=node.digest, row=node.row, direction="down")
     assert "told" in str(down)
 
 
@@ -137,7 +136,7 @@ def test_a_cancelled_run_stops_its_work(running: Fabric, tmp_path: Path) -> None
     gate = tmp_path / "gate"
     steps = {"hold": python(running, "hold", args={"gate": str(gate)})}
     run = submit(running, steps, {"all": "${steps.hold}"})
-    client = running.client()
+    client = running.client("language")
     until(lambda: any(worker.running for worker in client.workers()), "the task to run")
     assert run.cancel().status == "cancelled"
     assert run.wait().status == "cancelled"

@@ -7,19 +7,13 @@ import pytest
 
 from flowmesh.base.errors import FlowMeshError
 from flowmesh.sdk.runs import Run
-from support.fabric import Fabric, fabric
+from support.fabric import Fabric
 
 ROWS = [
     {"id": n, "question": f"What is {n}?", "answer": f"the river {n}", "other": "a stone"}
     for n in range(5)
 ]
 SCORED = {"op": "evaluate", "rows": "${inputs.rows}", "metric": "perplexity"}
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with fabric(tmp_path_factory.mktemp("scoring") / "home", workers=1) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +29,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(
-    running: Fabric,
+    trainers: Fabric,
     models: dict[str, Path],
     steps: dict[str, Any],
     outputs: list[str],
@@ -48,7 +42,7 @@ def submit(
         "steps": steps,
         "outputs": {name.replace(".", "_"): f"${{steps.{name}}}" for name in outputs},
     }
-    return running.client().submit(document, inputs={"rows": rows})
+    return trainers.client("scoring").submit(document, inputs={"rows": rows})
 
 
 def judge(**more: Any) -> dict[str, Any]:
@@ -56,7 +50,7 @@ def judge(**more: Any) -> dict[str, Any]:
 
 
 def test_steps_that_score_tell_of_each_row_and_of_all(
-    running: Fabric, tiny_model: Path, classifier: Path
+    trainers: Fabric, tiny_model: Path, classifier: Path
 ) -> None:
     steps = {
         "pairs": judge(
@@ -83,7 +77,7 @@ def test_steps_that_score_tell_of_each_row_and_of_all(
         },
     }
     names = [f"{step}.{port}" for step in steps for port in ("rows", "summary")]
-    run = submit(running, {"chat": tiny_model, "scorer": classifier}, steps, names)
+    run = submit(trainers, {"chat": tiny_model, "scorer": classifier}, steps, names)
     assert run.wait().status == "succeeded", run.view()
     found = {name: run.output(name.replace(".", "_")).rows() for name in names}
     for step in ("pairs", "grades", "rewards", "one"):
@@ -98,13 +92,13 @@ def test_steps_that_score_tell_of_each_row_and_of_all(
     (told,) = found["compared.summary"]
     gaps = [row["difference"] for row in found["compared.rows"]]
     assert told["n"] == 5 and told["difference"] == pytest.approx(sum(gaps) / 5, abs=1e-5)
-    again = submit(running, {"chat": tiny_model, "scorer": classifier}, steps, names)
+    again = submit(trainers, {"chat": tiny_model, "scorer": classifier}, steps, names)
     assert again.wait().tasks.executed == 0
 
 
 def test_a_column_that_is_not_there_is_refused_before_the_run(
-    running: Fabric, tiny_model: Path
+    trainers: Fabric, tiny_model: Path
 ) -> None:
     steps = {"grades": judge(mode="rubric", answer="{{ anser }}")}
     with pytest.raises(FlowMeshError, match="did you mean 'answer'"):
-        submit(running, {"chat": tiny_model}, steps, ["grades.rows"])
+        submit(trainers, {"chat": tiny_model}, steps, ["grades.rows"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from e2e.conftest import questions
 from flowmesh.sdk.runs import Run
@@ -19,8 +20,14 @@ BOB = questions(4, 14)
 pytestmark = pytest.mark.model
 
 
-def submit(running: Fabric, tenant: str, rows: list[dict[str, Any]], **parameters: Any) -> Run:
-    return running.client(tenant).submit(JOB, inputs={"prompts": rows}, parameters=parameters)
+def submit(
+    running: Fabric,
+    tenant: str,
+    rows: list[dict[str, Any]],
+    job: Path | dict[str, Any] = JOB,
+    **parameters: Any,
+) -> Run:
+    return running.client(tenant).submit(job, inputs={"prompts": rows}, parameters=parameters)
 
 
 def add_model(running: Fabric, path: Path) -> None:
@@ -45,15 +52,21 @@ def leaves(node: LineageNode) -> set[str]:
     return set().union(*below) if below else {node.kind}
 
 
-def alone(home: Path, model: Path, rows: list[dict[str, Any]], **parameters: Any) -> dict[str, str]:
-    """Digests of what a tenant gets with the fabric to itself."""
+def alone(
+    home: Path, model: Path, tables: list[list[dict[str, Any]]], **parameters: Any
+) -> list[dict[str, str]]:
+    """Digests of what tenants get who share nothing and come one after another."""
+    job = {**yaml.safe_load(JOB.read_text()), "share": "run"}
     with fabric(home, workers=1) as running:
         add_model(running, model)
-        view = settled(submit(running, "alone", rows, **parameters))
-        return {name: made.digest for name, made in view.outputs.items()}
+        views = []
+        for number, rows in enumerate(tables):
+            views.append(settled(submit(running, f"alone-{number}", rows, job, **parameters)))
+            assert views[-1].tasks.executed == views[-1].tasks.total
+        return [{name: made.digest for name, made in view.outputs.items()} for view in views]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.8])
 def test_overlapping_tenants_share(tmp_path: Path, tiny_model: Path, temperature: float) -> None:
     with fabric(tmp_path / "both", workers=0) as running:
         add_model(running, tiny_model)
@@ -72,24 +85,22 @@ def test_overlapping_tenants_share(tmp_path: Path, tiny_model: Path, temperature
             up = running.client(run.view().tenant).lineage(run=run.id, output="judged", row=5)
             assert (up.kind, up.step, bool(up.task)) == ("row", "judged", True)
             assert leaves(up) == {"input", "model"}
-    for rows, view in zip((ALICE, BOB), views, strict=True):
-        expected = alone(tmp_path / view.tenant, tiny_model, rows, temperature=temperature)
-        assert {name: made.digest for name, made in view.outputs.items()} == expected
+    found = [{name: made.digest for name, made in view.outputs.items()} for view in views]
+    assert found == alone(tmp_path / "alone", tiny_model, [ALICE, BOB], temperature=temperature)
 
 
 def test_again_runs_nothing_and_a_change_runs_what_depends_on_it(
-    tmp_path: Path, tiny_model: Path
+    trainers: Fabric, tiny_model: Path
 ) -> None:
-    with fabric(tmp_path / "home") as running:
-        add_model(running, tiny_model)
-        first = settled(submit(running, "alice", ALICE))
-        again = settled(submit(running, "alice", ALICE))
-        assert (again.tasks.executed, again.batches, again.cost_usd) == (0, 0, 0.0)
-        assert again.outputs == first.outputs
-        assert again.saved_usd == pytest.approx(first.cost_usd)
-        changed = [*ALICE[:-1], {"question": "And what is new?"}]
-        steps = {step.step: step.tasks for step in settled(submit(running, "alice", changed)).steps}
-        assert steps["answers"].executed == 3
-        assert steps["answers"].reused == 3 * (len(ALICE) - 1)
-        assert 1 <= steps["judged"].executed <= 3
-        assert steps["pairs"].executed == 1
+    add_model(trainers, tiny_model)
+    first = settled(submit(trainers, "alice", ALICE))
+    again = settled(submit(trainers, "alice", ALICE))
+    assert (again.tasks.executed, again.batches, again.cost_usd) == (0, 0, 0.0)
+    assert again.outputs == first.outputs
+    assert again.saved_usd == pytest.approx(first.cost_usd)
+    changed = [*ALICE[:-1], {"question": "And what is new?"}]
+    steps = {step.step: step.tasks for step in settled(submit(trainers, "alice", changed)).steps}
+    assert steps["answers"].executed == 3
+    assert steps["answers"].reused == 3 * (len(ALICE) - 1)
+    assert 1 <= steps["judged"].executed <= 3
+    assert steps["pairs"].executed == 1

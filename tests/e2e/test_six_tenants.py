@@ -51,7 +51,9 @@ def none(stage: str) -> None:
     """No harm."""
 
 
-@pytest.mark.parametrize("harm", ["none", "server", "workers"])
+@pytest.mark.parametrize(
+    "harm", [pytest.param("none", marks=pytest.mark.slow), "server", "workers"]
+)
 def test_thirteen_executions_whatever_is_killed(tmp_path: Path, harm: str) -> None:
     gates = tmp_path / "gates"
     gates.mkdir()

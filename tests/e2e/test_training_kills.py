@@ -143,13 +143,15 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
     until(lambda: saved_step(run) >= target, f"a checkpoint of step {target}", PATIENCE_S)
     stormy.kill_worker(busy_worker(client))
     known = saved_step(run)
+    # Side by side, unless both would leave their marks in one file.
+    calm = None if training.draws else training.start(trainers.client(op))
     (went_on_at,) = resumed_from(run)
     assert known <= went_on_at < STEPS
     assert went_on_at % EVERY == 0
     if training.draws:
         first, second = training.attempts()
         assert (first >= went_on_at, second) == (True, STEPS - went_on_at)
-    assert made(run) == made(training.start(trainers.client(op)))
+    assert made(run) == made(calm or training.start(trainers.client(op)))
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ QUESTIONS = [
     "Give me a synonym for quick.",
     "What do bees make?",
 ]
-TOKENS = 16
+TOKENS = 12
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,15 @@ def prompt_of(weights: Weights, question: str) -> tuple[int, ...]:
     return weights.prompt_tokens({"messages": [{"role": "user", "content": question}]})
 
 
-def requests(weights: Weights, temperature: float) -> list[Request]:
+def requests(weights: Weights, *temperatures: float) -> list[Request]:
+    """One of each question; they take the temperatures in turn."""
     made = []
     for number, question in enumerate(QUESTIONS):
-        prompt = prompt_of(weights, question)
+        prompt, temperature = prompt_of(weights, question), temperatures[number % len(temperatures)]
         sampling = GREEDY
         if temperature:
             sampling = Sampling(temperature, 0.95, 0, stream_key(11, number % 2, prompt))
-        made.append(Request(prompt, TOKENS, sampling, logprobs=number % 4 == 0))
+        made.append(Request(prompt, TOKENS, sampling, logprobs=number % 4 < 2))
     return made
 
 
@@ -61,14 +62,21 @@ def answers(weights: Weights, wanted: list[Request]) -> list[Answer]:
     return [found[index] for index in range(len(wanted))]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_an_answer_is_the_same_in_any_company(weights: Weights, temperature: float) -> None:
-    wanted = requests(weights, temperature)
+@pytest.mark.parametrize(
+    ("temperatures", "count"),
+    [((0.0, 0.8), 6), *(pytest.param((t,), 12, marks=pytest.mark.slow) for t in (0.0, 0.8))],
+)
+def test_an_answer_is_the_same_in_any_company(
+    weights: Weights, temperatures: tuple[float, ...], count: int
+) -> None:
+    """Of all, of some in another order, and of none."""
+    wanted = requests(weights, *temperatures)
     together = answers(weights, wanted)
     assert len({answer.text for answer in together}) == len(wanted)
-    assert [answers(weights, [one])[0] for one in wanted] == together
-    order = random.Random(2).sample(range(len(wanted)), 5)
-    assert answers(weights, [wanted[index] for index in order]) == [together[i] for i in order]
+    order = random.Random(1).sample(range(len(wanted)), count)
+    expected = [together[index] for index in order]
+    assert answers(weights, [wanted[index] for index in order]) == expected
+    assert [answers(weights, [wanted[index]])[0] for index in order] == expected
 
 
 def test_adapters_share_a_batch_and_change_no_others_answer(

@@ -52,8 +52,9 @@ class Fabric:
         command = [sys.executable, "-m", "flowmesh", "up", "--home", str(self.home)]
         command += ["--port", str(self.port), "--workers", str(self.workers), *self.options]
         with (self.home / "up.log").open("ab") as log:
-            self.server = subprocess.Popen(command, stdout=log, stderr=log)
-        until(lambda: self._noted() == self.server.pid, "the server to start")  # type: ignore[union-attr]
+            server = self.server = subprocess.Popen(command, stdout=log, stderr=log)
+        until(lambda: self._noted() == server.pid or server.poll() is not None, "the server")
+        assert server.poll() is None, (self.home / "up.log").read_text()[-2000:]
 
     def _noted(self) -> int | None:
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
@@ -125,8 +126,8 @@ def _words(pid: int) -> list[str]:
 @contextlib.contextmanager
 def fabric(home: Path, *, workers: int = 2, options: Sequence[str] = ()) -> Iterator[Fabric]:
     running = Fabric(home, workers=workers, options=options)
-    running.start()
     try:
+        running.start()
         yield running
     finally:
         running.stop()

@@ -11,6 +11,7 @@ from flowmesh.base.ids import RunId
 from flowmesh.core.forecast import snapshot
 from flowmesh.planning import PlanView
 from flowmesh.server import foresight, reasons
+from flowmesh.server.foresight import Foresight
 from flowmesh.spec.table import encode_rows
 from flowmesh.wire import CreateRun
 from support.planning import chain, finish, plan, steps
@@ -64,6 +65,20 @@ def test_counts_are_learnt_from_steps_of_the_same_name(client: TestClient) -> No
     database.write([(known + "WHERE name = 'told'", (doubled,))]).result()
     view = plan(client, chain("second", MANY))
     assert steps(view)["again"] == ("learnt", 0, 80)
+
+
+def test_what_is_done_already_stands_for_rows_that_are_not_known(client: TestClient) -> None:
+    """Not the templates: a row's text may be far longer than the name of its column."""
+    put(client, ROWS)
+    finish(client, client.post("/v1/runs", json=chain("first")).json()["run"])
+    more = ROWS + encode_rows([{"q": "c"}])
+    put(client, more)
+    driver: Any = client.app.state.driver  # type: ignore[attr-defined]
+    submission = driver.checked(CreateRun.model_validate(chain("second", more)))
+    ahead = Foresight(driver.database, driver.store, before_ms=driver.now_ms() + 1, items_limit=100)
+    again = list(ahead.steps(submission, RunId("r-x")))[1]
+    assert (again.reused, again.executed) == (2, 1)
+    assert len(again.specs) == 2 and all(spec.id for spec in again.specs)
 
 
 def test_the_run_itself_is_not_taken_for_done_before(client: TestClient) -> None:

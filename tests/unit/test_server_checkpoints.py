@@ -228,7 +228,7 @@ def test_an_attempt_that_is_given_back_costs_what_was_heard_of(
 ) -> None:
     run = submit(client, "a")
     at = leased(client)
-    info = {"worker": "w", "host": "h", "runtimes": ["climbing"], "usd_per_hour": 1e9}
+    info = {"worker": "w", "host": "h", "runtimes": ["climbing"], "usd_per_hour": 10_000.0}
     told = {"lease": at["lease"], "task": at["task"], "step": 5}
     client.post("/v1/sync", json={"info": info, "progress": [told]})
     client.post("/v1/sync", json={"info": info, "leaving": True})

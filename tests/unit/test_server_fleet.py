@@ -126,6 +126,20 @@ def play(tmp_path: Path) -> Callable[[Story], Place]:
     return run
 
 
+def test_an_offer_of_an_absurd_price_is_none(play: Callable[[Story], Place]) -> None:
+    async def story(place: Place) -> None:
+        state = place.ledger.plane.state
+        (offer,) = state.offers
+        place.provider.price(offer, 10_001.0)
+        await place.fleet.ask_for_offers(place.provider)
+        assert not state.offers
+        place.provider.price(offer, 10_000.0)
+        await place.fleet.ask_for_offers(place.provider)
+        assert list(state.offers) == [offer]
+
+    play(story)
+
+
 def test_work_is_done_on_a_rented_machine_which_is_given_back(
     play: Callable[[Story], Place],
 ) -> None:

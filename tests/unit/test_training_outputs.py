@@ -74,6 +74,7 @@ def _ours(base: Path, adapter: Path | None, prompt: str) -> list[int]:
     return tokens
 
 
+@pytest.mark.slow
 def test_artifacts_load_without_flowmesh(bench: Bench) -> None:
     base = bench.blobs.tree(bench.model.address)
     lora = bench.done(bench.action("sft", max_steps=8, learning_rate=0.05))
