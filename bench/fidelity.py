@@ -4,7 +4,7 @@
 
 Real workers of unlike shapes on this machine (one thread; one thread and slowed down; two
 threads), alone and together, run `bench/tenants.yaml` on SmolLM2-135M. In each session, runs of
-1, 4 and 16 rows come one after another. What their batches took gives, by least squares, the
+1 to 16 rows come one after another. What their batches took gives, by least squares, the
 coefficients of each shape; and the time to fetch and to load the model, and the processor seconds
 that a second of work takes. Then tenants come close upon each other, with tables that are common
 to them and tables of their own. The whole session is simulated with those figures, and the
@@ -41,7 +41,7 @@ WORKFLOW = Path(__file__).parent / "tenants.yaml"
 MODEL = "smollm2-135m"
 ONE, SLOW, TWO = Shape("one"), Shape("slow", slowdown=2.0), Shape("two", threads=2)
 SESSIONS: tuple[tuple[Shape, ...], ...] = ((ONE,), (SLOW,), (TWO,), (ONE, SLOW))
-CALIBRATION_ROWS = (1, 4, 16)
+CALIBRATION_ROWS = (1, 4, 8, 12, 16)
 #: Seconds after the first at which each tenant submits, and whether its table is the common one.
 TENANTS = ((0.0, True), (1.0, False), (2.0, True), (4.0, False), (6.0, True))
 #: Simulated seconds between runs that really wait for one another.
@@ -262,7 +262,8 @@ def _template(rows: int, tokens: dict[str, tuple[float, float]]) -> dict[str, An
             "rows": rows,
             "own_rows": True,
             "prompt": {"median": prompt},
-            "output": {"median": max(1.0, output), "limit": 32},
+            # Who chooses only reads.
+            "output": {"median": max(1.0, output), "limit": 32 if output else 0},
             "max_batch": 32,
         }
 

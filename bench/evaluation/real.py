@@ -107,8 +107,8 @@ is modelled from processor seconds and time: no meter can be read here.
 ## The simulator held against reality
 
 Workers of unlike shapes on this machine (one thread; one thread and twice as slow; two threads;
-the first two together). Coefficients come from runs of 1, 4 and 16 rows before the part
-that is compared: five tenants close upon each other, with tables of {fidelity["rows"]} rows, some
+the first two together). Coefficients come from runs of 1 to 16 rows before the part that
+is compared: five tenants close upon each other, with tables of {fidelity["rows"]} rows, some
 in common and some of their own. Nothing of that part goes into them, and the two workers together
 are predicted from what each did alone. The aim is an error under {ERROR_AIM:.0%}.
 

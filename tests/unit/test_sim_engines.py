@@ -50,6 +50,13 @@ def test_a_batch_costs_less_a_row_than_single_rows_and_more_in_total() -> None:
     assert per_row[0] > 10 * per_row[-1]
 
 
+def test_rows_without_output_are_only_read() -> None:
+    took = TRUTH.batch(engine("llama-3.1-8b"), machine("A100-80"), rows(8, 500, 0))
+    longer = TRUTH.batch(engine("llama-3.1-8b"), machine("A100-80"), rows(8, 500, 1))
+    assert took.decode_steps == 0
+    assert 0 < took.exec_s < longer.exec_s
+
+
 def test_every_row_ends_within_its_batch() -> None:
     rng = np.random.default_rng(1)
     mixed = Rows(rng.integers(10, 3000, 700), rng.integers(1, 900, 700))

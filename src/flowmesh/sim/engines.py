@@ -156,8 +156,9 @@ class Truth:
         flops, bandwidth = self.speeds(machine)
         prompt, count = int(rows.prompt.sum()), len(rows.prompt)
         # A row looks back on its context, and takes up memory, in each of its own steps.
-        context = float(np.average(rows.prompt + rows.output / 2, weights=rows.output))
-        tokens = float(np.average(rows.prompt + rows.output, weights=rows.output))
+        steps = rows.output if rows.output.any() else np.ones(count)
+        context = float(np.average(rows.prompt + rows.output / 2, weights=steps))
+        tokens = float(np.average(rows.prompt + rows.output, weights=steps))
         room = max(1, concurrency(engine, machine, tokens))
         ends, order = finishing_steps(rows.output, room)
         active = np.minimum(room, count - np.arange(count)).astype(np.float64)

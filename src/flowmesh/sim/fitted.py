@@ -84,7 +84,7 @@ def rates(rng: np.random.Generator, tenants: int, sigma: float = SERVEGEN_RATE_S
 def lognormal(
     rng: np.random.Generator, count: int, median: float, sigma: float, limit: int
 ) -> Ints:
-    """Whole numbers from 1 to `limit`."""
+    """Whole numbers from 1 to `limit`; 0 where that is 0."""
     drawn = median * np.exp(rng.normal(0, sigma, count)) if sigma else np.full(count, median)
     return np.clip(np.rint(drawn), 1, limit).astype(np.int64)
 

@@ -31,11 +31,11 @@ class Part(BaseModel):
 
 
 class Lengths(Part):
-    """Tokens, lognormal: `median`, and `sigma` of the logarithm; `limit` cuts it off."""
+    """Tokens, lognormal: `median`, `sigma` of the logarithm; `limit` cuts it off, to none if 0."""
 
     median: Positive
     sigma: AtLeastZero = 0.0
-    limit: Count = 8192
+    limit: Annotated[int, Field(ge=0)] = 8192
 
 
 class StepTemplate(Part):
