@@ -203,10 +203,9 @@ against latency, so that both have to be looked at. `dedup`: equal work of two r
 `batching`: batches of one task. `batching across runs`: batches, warm engines and machines of each
 run are its own, results are shared. `cost`, `energy`: that term of the utility is 0. `elasticity`:
 {sum(part["count"] for part in json.loads(STATIC))} machines of the market, at its prices, there \
-for the whole time. `learning`: estimates stay at their priors. Without `prefix`, tasks of one
-batch key are served by age, so that those that begin alike are mixed with others; without
-`fairness` too, and tenants have no turns: the difference between these two lines is what the turns
-alone do.
+for the whole time. `learning`: estimates stay at their priors. `prefix`: a tenant's tasks of one
+batch key are served by age, so that those that begin alike are mixed with others. `fairness`:
+tenants have no turns; steps are served whole, by age.
 {f"On smaller work, against the whole on the same: {smaller}." if smaller else ""}
 
 {tables.ablations(matrix, outcomes)}

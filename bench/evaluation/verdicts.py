@@ -8,7 +8,7 @@ from . import real
 from .findings import headline
 from .matrix import OURS, Matrix
 from .running import Outcome, Outcomes
-from .spreads import Spread, ratio
+from .spreads import Spread, over_oracle, ratio, spread
 
 TITLES = {
     "cost_ratio_isolated": "cost of `isolated`, as a multiple of ours",
@@ -141,8 +141,19 @@ def missed(matrix: Matrix, outcomes: Outcomes, found: list[Verdict]) -> str:
 
 
 def _why(name: str, matrix: Matrix, outcomes: Outcomes) -> str:
-    if name != "cost_over_oracle":
-        return ""
+    if name == "cost_over_oracle":
+        return _above_the_bound(matrix, outcomes)
+    if name == "cost_ratio_strong":
+        theirs = spread(over_oracle, outcomes.each(matrix.headline("strong")))
+        return (
+            f" `strong`, tuned for this very workload, is itself at {theirs.text()} times the "
+            "bound: nobody could be cheaper than it by more than that. At lower latency, or "
+            "without settings found for the workload, it costs more: see below."
+        )
+    return ""
+
+
+def _above_the_bound(matrix: Matrix, outcomes: Outcomes) -> str:
     ours = outcomes.each(matrix.headline(OURS))
     busy = Spread.of([one["utilisation"] for one in ours]).median
     least = Spread.of([one["usd"] * one["utilisation"] / one["bound"]["usd"] for one in ours])
