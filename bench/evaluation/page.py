@@ -19,7 +19,7 @@ from .findings import HEADLINE, all_losses, headline, useless
 from .frontier import Tried
 from .matrix import ABLATED_SMALLER, OURS, STATIC, Matrix
 from .running import Outcome, Outcomes
-from .tuning import LIKE, PATIENCE, SEED
+from .tuning import LIKE, SEED
 from .verdicts import TITLES, missed, verdicts
 
 
@@ -282,8 +282,8 @@ def _tuning(tried: Tried) -> str:
         rows.append([name, settings, f"{cost:.2f}", f"{slow:,.0f}"])
     return f"""## How the baselines were tuned
 
-On a seed of its own ({SEED}), every baseline with settings got the cheapest ones of these whose p95
-is at most {PATIENCE:g} times that of its quickest ones: else those that hardly rent would win.
+On a seed of its own ({SEED}), every baseline with settings got the cheapest ones of these: the
+scenario has no hurry but its deadlines, and ours is to be cheap as well.
 {LIKED}. Ours has none:
 its weights are the default ones of the scenario's objective. So the p95 of ours may differ from
 theirs; both are shown, and cost at equal p95 is under "Cost against latency".

@@ -18,6 +18,7 @@ TITLES = {
     "p95_ratio_best_baseline": "our p95 latency over that of the best baseline, same fleet",
     "p50_ratio_best_baseline": "our p50 latency over that of the best baseline, same fleet",
     "usd_ratio_best_baseline": "our cost over that of the best baseline, same fleet",
+    "cost_ratio_cheapest": "cost of the cheapest baseline of each seed, as a multiple of ours",
     "cost_ratio_isolated_tenant": "cost of `isolated-tenant`, as a multiple of ours",
     "energy_ratio_strong": "energy of `strong`, as a multiple of ours",
     "p95_ratio_isolated_rented": "our p95 latency over that of `isolated`, rented machines",
@@ -146,9 +147,9 @@ def _why(name: str, matrix: Matrix, outcomes: Outcomes) -> str:
     if name == "cost_ratio_strong":
         theirs = spread(over_oracle, outcomes.each(matrix.headline("strong")))
         return (
-            f" `strong`, tuned for this very workload, is itself at {theirs.text()} times the "
-            "bound: nobody could be cheaper than it by more than that. At lower latency, or "
-            "without settings found for the workload, it costs more: see below."
+            f" `strong`, with settings found for this workload, is itself at {theirs.text()} times "
+            "the bound, and nobody could be cheaper than it by more than that. Without such "
+            'settings it costs more: see "Cost against latency".'
         )
     return ""
 

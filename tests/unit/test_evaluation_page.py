@@ -161,10 +161,10 @@ def test_a_path_that_is_not_there_is_an_error() -> None:
     assert changed(scenario, (("market.available", 3),)).market != scenario.market
 
 
-def test_the_settings_of_a_baseline_are_the_cheapest_that_are_not_slow() -> None:
+def test_the_settings_of_a_baseline_are_the_cheapest_and_of_those_the_quickest() -> None:
     cells = [Cell("headline", "strong", 1, settings=(("idle_s", n),)) for n in range(3)]
-    results = [(cells[0], 5.0, 100.0), (cells[1], 3.0, 190.0), (cells[2], 1.0, 900.0)]
-    assert tuning.best(results) == (("idle_s", 1),)
+    results = [(cells[0], 5.0, 100.0), (cells[1], 3.0, 900.0), (cells[2], 3.0, 190.0)]
+    assert tuning.best(results) == (("idle_s", 2),)
 
 
 def test_every_policy_that_rents_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
