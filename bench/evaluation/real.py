@@ -118,10 +118,10 @@ are predicted from what each did alone. The aim is an error under {ERROR_AIM:.0%
 
 
 def _shared(told: dict[str, Any]) -> str:
-    """How far the machine was ours alone."""
+    """How far the machine was ours alone; own processes that nobody waited for count as others'."""
     return (
-        f"The machine is shared with others: they took {told['others']:.0%} of its processors in "
-        f"these {told['minutes']:.0f} minutes."
+        f"The machine is shared with others: they took at most {told['others']:.0%} of its "
+        f"processors in these {told['minutes']:.1f} minutes."
     )
 
 
