@@ -46,7 +46,7 @@ def test_the_page_tells_what_was_measured(tmp_path: Path) -> None:
     assert "| 75% | CPU-seconds | 40.0 | 8.0 | 5.00x |" in page
     assert "| one | makespan, s | 100.0 | 90.0 | -10% |" in page
     assert "A ready task takes 900 bytes" in page
-    assert "they took 25% of its processors" in page
+    assert "they took at most 25% of its processors" in page
     assert json.loads((tmp_path / "evaluation.json").read_text())["real"] == told()
 
 
