@@ -109,6 +109,7 @@ def _begin(matrix: Matrix, outcomes: Outcomes, how: How) -> str:
     machine = _machine()
     data = "; ".join(f"{kind}: {', '.join(used)}" for kind, used in data_of(outcomes).items())
     known = f", {outcomes.known} of them known from a call before" if outcomes.known else ""
+    busy_minutes = sum(outcome["real_s"] for outcome in outcomes.values()) / 60
     return f"""# Evaluation
 
 This page is written by `{how.command}`; do not edit it. All but the part on a real machine is
@@ -116,7 +117,8 @@ simulated. What is compared is told in [the simulator](simulator.md), the polici
 `flowmesh.sim.baselines`, the bound in [the oracle](oracle.md). Figures are medians over seeds,
 with the least and the most in brackets; ratios are made seed by seed, on equal work.
 
-- Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations{known}.
+- Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations{known}. Simulated one after
+  another they take {busy_minutes:.0f} minutes; two ran at a time.
 - On {machine["machine"]}.
 - Python {machine["python"]}, NumPy {machine["numpy"]}, FlowMesh {machine["flowmesh"]}.
 - Seeds {_listed(matrix.seeds)}; sweeps, ablations, the rest {_listed(matrix.sweep_seeds)}.
