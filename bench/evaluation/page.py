@@ -117,7 +117,7 @@ simulated. What is compared is told in [the simulator](simulator.md), the polici
 `flowmesh.sim.baselines`, the bound in [the oracle](oracle.md). Figures are medians over seeds,
 with the least and the most in brackets; ratios are made seed by seed, on equal work.
 
-- Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations{known}. Simulated one after
+- Made {how.date} in {how.minutes:.0f} minutes: {len(outcomes)} simulations{known}. One after
   another they take {busy_minutes:.0f} minutes; two ran at a time.
 - On {machine["machine"]}.
 - Python {machine["python"]}, NumPy {machine["numpy"]}, FlowMesh {machine["flowmesh"]}.
