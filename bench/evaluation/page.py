@@ -146,7 +146,7 @@ def _in_short(matrix: Matrix, outcomes: Outcomes, measured: dict[str, Any] | Non
     return f"""## In short
 
 {tables.table(("what was aimed at", "median (range)", "aim", ""), judged)}
-{missed(matrix, outcomes, found)}
+{missed(matrix, outcomes, found, measured)}
 
 Beside the aims:
 
